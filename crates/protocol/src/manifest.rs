@@ -1,0 +1,105 @@
+//! What the object store keeps of a checkpoint: a segment per capture, a manifest per task, one metadata object per
+//! checkpoint. Keys are relative to the store's root. Nothing here is reachable until a pointer names it.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use serde::{Deserialize, Serialize};
+
+use crate::codec::Versioned;
+use crate::image::GlobalValue;
+use crate::{AttemptId, CheckpointId, JobId, ModuleHash, TaskId};
+
+/// A stored object with what proves that it is whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ObjectRef {
+    /// The object's key.
+    pub key: String,
+    /// Its length in bytes.
+    pub len: u64,
+    /// The BLAKE3 hash of its bytes.
+    pub hash: [u8; 32],
+}
+
+/// How one task's image is put together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Manifest {
+    /// Whose task.
+    pub job: JobId,
+    /// Which task.
+    pub task: TaskId,
+    /// The capture's checkpoint; the image may be used by later ones.
+    pub checkpoint: CheckpointId,
+    /// The manifest this one is a delta on; `None` for a full one.
+    pub base: Option<ObjectRef>,
+    /// The linear memory's size in bytes.
+    pub memory_bytes: u64,
+    /// The size of a block in bytes; the last may be shorter.
+    pub block_bytes: u32,
+    /// The segments that `blocks` index.
+    pub segments: Vec<ObjectRef>,
+    /// Blocks of memory that differ from the base (from zero, in a full manifest), in order of their index.
+    pub blocks: Vec<BlockRef>,
+    /// Every mutable global.
+    pub globals: Vec<GlobalValue>,
+    /// Every table that the module can change.
+    pub tables: Vec<Vec<Option<u32>>>,
+    /// The host's part.
+    pub host_state: Vec<u8>,
+    /// In-flight frames of channels that were not aligned; empty for aligned checkpoints.
+    pub channel_state: Vec<u8>,
+}
+
+impl Versioned for Manifest {
+    const KIND: [u8; 2] = *b"MF";
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "task manifest";
+}
+
+/// Where one block of memory is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BlockRef {
+    /// Which block of the memory.
+    pub index: u32,
+    /// Index into [`Manifest::segments`].
+    pub segment: u32,
+    /// Where its compressed bytes begin in the segment.
+    pub offset: u64,
+    /// How many compressed bytes there are; 0 means that the block is all zeros.
+    pub len: u32,
+    /// CRC-32 (IEEE) of the uncompressed block.
+    pub checksum: u32,
+}
+
+/// A whole checkpoint: the object that the pointer names.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct CheckpointMetadata {
+    /// Whose checkpoint.
+    pub job: JobId,
+    /// Which one.
+    pub checkpoint: CheckpointId,
+    /// The module it belongs to.
+    pub module: ModuleHash,
+    /// [`tidemill_abi::graph_hash`] of the job graph.
+    pub job_graph_hash: u64,
+    /// Every task's part, in order of the task.
+    pub tasks: Vec<TaskImageRef>,
+}
+
+impl Versioned for CheckpointMetadata {
+    const KIND: [u8; 2] = *b"CM";
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "checkpoint metadata";
+}
+
+/// One task's part of a checkpoint.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskImageRef {
+    /// Which task.
+    pub task: TaskId,
+    /// The attempt that captured it.
+    pub attempt: AttemptId,
+    /// Its manifest.
+    pub manifest: ObjectRef,
+    /// The task had finished before the checkpoint began; it restores as finished.
+    pub finished: bool,
+}
