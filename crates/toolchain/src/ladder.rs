@@ -71,7 +71,7 @@ pub fn ensure_for(
     climb(&Host::detect(), directory, progress)
 }
 
-/// A compiler that could build its own standard library, or why it could not.
+/// A compiler that could build its own standard library.
 struct Candidate {
     compiler: Compiler,
     version: Version,

@@ -9,18 +9,21 @@ use std::env;
 use std::fs::{self, File};
 use std::io;
 use std::path::{Path, PathBuf};
-use std::process::Command;
+use std::process::{self, Command};
 
 use crate::TARGET;
 use crate::build::{Artifact, clean_environment};
 use crate::compiler::{Compiler, Version};
-use crate::process::{self, Line, RunError};
+use crate::process::{Line, RunError, run};
 
 /// Raised whenever a sysroot of an older Tidemill must not be used, as when the flags change.
 const REVISION: u32 = 1;
 
 /// The file that is written last; what it says must hold for the sysroot to be used.
 const STAMP: &str = "tidemill-stamp";
+
+/// How the names of directories begin in which builds work.
+const WORK_PREFIX: &str = "work-";
 
 /// The crate whose only purpose is to make cargo build the standard library.
 const PROBE: &str = "tidemill-std-probe";
@@ -87,7 +90,10 @@ impl<'a> StandardLibrary<'a> {
         progress(&format!(
             "building the standard library of rustc {release} for {TARGET}: about a minute, once"
         ));
-        let work = self.home.join(format!("work-{}", self.name));
+        // A killed process leaves its cargo running, which goes on writing here: never share it.
+        let work = self
+            .home
+            .join(format!("{WORK_PREFIX}{}-{}", self.name, process::id()));
         let staging = self.home.join(format!("staging-{}", self.name));
         let sysroot = self.home.join(&self.name);
         let libraries = self.compile(cargo, &work, progress)?;
@@ -118,8 +124,26 @@ impl<'a> StandardLibrary<'a> {
 
         remove(&sysroot)?;
         fs::rename(&staging, &sysroot).map_err(failed("move the sysroot to", &sysroot))?;
-        remove(&work)?;
+        self.remove_work();
         Ok(sysroot)
+    }
+
+    /// Removes what this build and killed ones worked in. What cannot be removed now is removed
+    /// after the next build: no reason to fail.
+    fn remove_work(&self) {
+        for entry in fs::read_dir(&self.home)
+            .into_iter()
+            .flatten()
+            .filter_map(Result::ok)
+        {
+            if entry
+                .file_name()
+                .to_str()
+                .is_some_and(|name| name.starts_with(WORK_PREFIX))
+            {
+                let _ = fs::remove_dir_all(entry.path());
+            }
+        }
     }
 
     /// Runs cargo's `build-std` and returns the libraries that it made.
@@ -129,7 +153,7 @@ impl<'a> StandardLibrary<'a> {
         work: &Path,
         progress: &dyn Fn(&str),
     ) -> Result<Vec<PathBuf>, LibraryError> {
-        // What a killed build left may be half-written.
+        // A killed process may have had the same id.
         remove(work)?;
         let source_directory = work.join("src");
         fs::create_dir_all(&source_directory).map_err(failed("create", &source_directory))?;
@@ -173,7 +197,7 @@ impl<'a> StandardLibrary<'a> {
         ]);
         command.arg(work.join("target"));
         let mut libraries = Vec::new();
-        process::run(&mut command, None, &mut |line| match line {
+        run(&mut command, None, &mut |line| match line {
             Line::Output(text) => libraries.extend(libraries_of(text)),
             Line::Error(text) => progress(&without_path(text)),
         })?;
@@ -273,14 +297,18 @@ mod tests {
                 r#"{{"reason":"compiler-artifact","target":{{"name":"{name}"}},"filenames":["{file}","/x/y.rmeta"]}}"#
             )
         };
-        let library = "/work/target/wasm32-unknown-unknown/release/deps/libcore-1.rlib";
+        let library = "/build/target/wasm32-unknown-unknown/release/deps/libcore-1.rlib";
         assert_eq!(
             libraries_of(&message("core", library)),
             [PathBuf::from(library)]
         );
         assert!(libraries_of(&message("tidemill_std_probe", library)).is_empty());
         assert!(
-            libraries_of(&message("core", "/work/target/release/deps/libcore-1.rlib")).is_empty()
+            libraries_of(&message(
+                "core",
+                "/build/target/release/deps/libcore-1.rlib"
+            ))
+            .is_empty()
         );
         assert!(libraries_of("not a message").is_empty());
     }

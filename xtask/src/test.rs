@@ -1,0 +1,46 @@
+//! `cargo xtask test [ARGUMENT…]`: every test there is.
+//!
+//! It never runs the tests before what they need is built: the end-to-end tests start the `tidemill`
+//! binary and submit the example jobs, and are told by the environment where both are. The runner's
+//! summary is the last thing on the screen.
+
+use anyhow::Context;
+
+use crate::workspace::{self, Workspace};
+use crate::{build_wasm, tools};
+
+/// The path of the `tidemill` binary, for the tests.
+const BINARY_VARIABLE: &str = "TIDEMILL_BIN";
+
+/// The directory of the example jobs' modules, for the tests.
+const MODULES_VARIABLE: &str = "TIDEMILL_WASM_DIR";
+
+/// What to run.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// Further arguments of `cargo nextest run`, such as a filter; doctests are left out then.
+    #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
+    arguments: Vec<String>,
+}
+
+/// Builds, then runs doctests, then all other tests.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
+    tools::ensure(workspace, "nextest", "cargo-nextest")?;
+    let modules = build_wasm::build(workspace, &[])?;
+    let directory = modules
+        .first()
+        .and_then(|module| module.parent())
+        .context("no module was built")?;
+    workspace::run(&mut workspace.cargo(["build", "--package", "tidemill-cli"]))?;
+    let binary = workspace.target_directory()?.join("debug/tidemill");
+
+    if arguments.arguments.is_empty() {
+        workspace::run(&mut workspace.cargo(["test", "--workspace", "--doc", "--quiet"]))?;
+    }
+    let mut command = workspace.cargo(["nextest", "run", "--workspace"]);
+    command
+        .args(&arguments.arguments)
+        .env(BINARY_VARIABLE, binary)
+        .env(MODULES_VARIABLE, directory);
+    workspace::run(&mut command)
+}
