@@ -1,1 +1,91 @@
-//! Not written yet.
+//! Tidemill's guest SDK: write a streaming job as a function, compile it to one WebAssembly module, run it on a cluster.
+//!
+//! ```
+//! use tidemill::prelude::*;
+//!
+//! #[tidemill::job]
+//! fn wordcount(job: &mut Job) {
+//!     job.source(files(job.param("input")).lines())
+//!         .flat_map(|line| line.split_whitespace().map(str::to_owned).collect::<Vec<_>>())
+//!         .key_by(|word| word.clone())
+//!         .fold(|| 0u64, |count, _word| *count += 1) // per key, checkpointed as memory
+//!         .sink(files(job.param("output")).json());
+//! }
+//!
+//! // The same job runs in a test, with everything that crosses an exchange encoded and decoded:
+//! let outputs = tidemill::testing::TestRun::new(wordcount)
+//!     .parameter("input", "poem")
+//!     .parameter("output", "counts")
+//!     .file("poem", "to be\nor not to be")
+//!     .parallelism(2)
+//!     .run()
+//!     .unwrap();
+//! let mut counts = outputs.lines("counts");
+//! counts.sort();
+//! assert_eq!(counts, [r#"["be",1]"#, r#"["be",2]"#, r#"["not",1]"#, r#"["or",1]"#, r#"["to",1]"#, r#"["to",2]"#]);
+//! ```
+//!
+//! Nouns: a [`Job`] is described once and begins [`Stream`]s; a [`KeyedStream`] is partitioned by key; an [`Operator`] or
+//! [`KeyedOperator`] is a struct where a closure is not enough; a [`Source`] is written in the guest and its position is
+//! its state; a [`Param`] is a typed parameter of the submission; a [`testing::TestRun`] runs a whole job under `cargo test`.
+//!
+//! All state lives in the instance's linear memory, so any value that a closure or an operator owns is checkpointed.
+//! The SDK never reads a clock, a file or a random number; native connectors do the reading and writing.
+#![deny(unsafe_op_in_unsafe_fn)]
+
+extern crate self as tidemill;
+
+mod chain;
+mod connector;
+mod context;
+mod format;
+#[cfg(target_arch = "wasm32")]
+mod host;
+mod instance;
+mod job;
+mod keyed;
+pub mod log;
+mod operator;
+mod output;
+mod param;
+mod plan;
+mod push;
+mod record;
+#[cfg(target_arch = "wasm32")]
+pub mod rt;
+mod runner;
+mod source;
+mod state;
+mod stream;
+#[cfg(not(target_arch = "wasm32"))]
+pub mod testing;
+
+pub use chain::Chain;
+pub use connector::{
+    Discard, Files, Formatted, Generator, IntoSink, IntoSource, Native, Print, discard, files, generator, print,
+};
+pub use context::Context;
+#[cfg(feature = "json")]
+pub use format::Json;
+pub use format::{Debugged, Format, Raw, Text};
+pub use job::{Job, Outcome};
+pub use keyed::{KeyedChain, KeyedStream};
+pub use operator::{Emit, KeyedOperator, Operator};
+pub use output::key_hash;
+pub use param::{Param, ParamValue};
+pub use push::{Progress, Push, Signal};
+pub use record::{ByteArray, Bytes, Record};
+pub use source::{FromFrame, Next, Source};
+pub use state::{FixedHasher, Key, KeyedState, State, WordHasher};
+pub use stream::{Received, Sink, Stream};
+pub use tidemill_abi as abi;
+pub use tidemill_macros::job;
+
+/// What a job needs: `use tidemill::prelude::*;`. Its `println!`, `eprintln!` and `dbg!` stand before std's, which
+/// would be discarded in a Wasm instance.
+pub mod prelude {
+    pub use crate::{
+        ByteArray, Bytes, Chain, Context, Emit, Job, KeyedOperator, KeyedState, Next, Operator, Progress, Source, Stream, dbg,
+        discard, eprintln, files, generator, print, println,
+    };
+}

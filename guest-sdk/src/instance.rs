@@ -1,0 +1,184 @@
+//! One task: the stage that it runs and the call that it has not completed. The exports of a module call it, and so
+//! does the in-process interpreter: what a test runs is what a cluster runs. It never calls the host but to emit.
+
+use core::mem;
+
+use tidemill_abi::{DescribeRequest, JobGraph, OpenRequest, Status, Step, graph_hash};
+
+use crate::context::Context;
+use crate::job::{Job, Outcome, build};
+use crate::plan::Purpose;
+use crate::push::{Progress, Signal};
+use crate::runner::{Polled, Runner};
+
+/// Runs a job function for its graph.
+pub(crate) fn describe<R: Outcome>(function: fn(&mut Job) -> R, name: &str, request: DescribeRequest) -> Result<JobGraph, String> {
+    let DescribeRequest { parameters, allow_missing_parameters } = request;
+    let plan = build(function, name, Purpose { parameters, allow_missing_parameters, instance: None });
+    plan.seal().map(|(graph, _)| graph)
+}
+
+/// A call that answered `More`.
+#[derive(Clone, Copy, Debug)]
+enum Pending {
+    /// `process`, with the batch held and the position in it.
+    Process,
+    Poll,
+    Signal(Signal),
+}
+
+/// One task of a job: a stage and its state.
+pub(crate) struct Instance {
+    runner: Box<dyn Runner>,
+    pub(crate) cx: Context,
+    pending: Option<Pending>,
+    /// The batch of a pending `process`.
+    held: Vec<u8>,
+    held_len: usize,
+    position: usize,
+    /// When a guest-written source wants to be polled again.
+    idle_until_ms: Option<u64>,
+    ended: bool,
+}
+
+impl Instance {
+    /// Builds the job's graph, keeps one stage of it, and gives the graph's hash.
+    pub(crate) fn open<R: Outcome>(function: fn(&mut Job) -> R, name: &str, request: OpenRequest) -> Result<(Self, u64), String> {
+        let cx = Context::new(request.subtask, request.parallelism);
+        let stage = request.stage;
+        let parameters = request.parameters.clone();
+        let purpose = Purpose { parameters, allow_missing_parameters: false, instance: Some(request) };
+        let (graph, runner) = build(function, name, purpose).seal()?;
+        let stages = graph.stages.len();
+        let runner = runner.ok_or_else(|| format!("the job has {stages} stages, and no stage {stage}"))?;
+        let instance = Self {
+            runner,
+            cx,
+            pending: None,
+            held: Vec::new(),
+            held_len: 0,
+            position: 0,
+            idle_until_ms: None,
+            ended: false,
+        };
+        Ok((instance, graph_hash(&graph)))
+    }
+
+    /// Runs a batch, the first `len` bytes of `inbox`. When the call answers `More` the batch is kept here, and `inbox`
+    /// is another buffer, free to be written.
+    pub(crate) fn process(&mut self, inbox: &mut Vec<u8>, len: usize, now_ms: u64) -> Step {
+        self.begin("process", now_ms);
+        self.position = 0;
+        if self.runner.process(&inbox[..len], &mut self.position, &mut self.cx) == Progress::More {
+            mem::swap(inbox, &mut self.held);
+            self.held_len = len;
+            return self.end(Some(Pending::Process));
+        }
+        self.end(None)
+    }
+
+    /// Goes on with the call that answered `More`; does nothing if there is none.
+    pub(crate) fn resume(&mut self, inbox: &mut Vec<u8>, now_ms: u64) -> Step {
+        match self.pending.take() {
+            Some(Pending::Process) => self.resume_process(inbox, now_ms),
+            Some(Pending::Poll) => self.poll(now_ms),
+            Some(Pending::Signal(signal)) => self.signal(signal, now_ms),
+            None => self.end(None),
+        }
+    }
+
+    fn resume_process(&mut self, inbox: &mut Vec<u8>, now_ms: u64) -> Step {
+        self.begin("resume", now_ms);
+        let progress = self.runner.process(&self.held[..self.held_len], &mut self.position, &mut self.cx);
+        if progress == Progress::More {
+            return self.end(Some(Pending::Process));
+        }
+        // One buffer serves from now on: the larger, so that it need not grow again.
+        if self.held.len() > inbox.len() {
+            mem::swap(inbox, &mut self.held);
+        }
+        self.held = Vec::new();
+        self.end(None)
+    }
+
+    /// Lets a guest-written source make its next batch.
+    pub(crate) fn poll(&mut self, now_ms: u64) -> Step {
+        if matches!(self.pending, Some(Pending::Poll)) {
+            self.pending = None;
+        }
+        self.begin("poll", now_ms);
+        // A source's stage has timers, too, and one deadline for both.
+        if self.cx.deadline_ms().is_some_and(|at_ms| at_ms <= now_ms) {
+            self.cx.disarm();
+            let _ = self.runner.signal(Signal::Timer, &mut self.cx);
+        }
+        if self.ended {
+            return self.end(None);
+        }
+        self.idle_until_ms = None;
+        match self.runner.poll(&mut self.cx) {
+            Polled::More => self.end(Some(Pending::Poll)),
+            Polled::IdleUntil(until_ms) => {
+                self.idle_until_ms = Some(until_ms);
+                self.end(None)
+            }
+            Polled::Ended => {
+                self.ended = true;
+                self.end(None)
+            }
+        }
+    }
+
+    /// Takes a port's watermark.
+    pub(crate) fn watermark(&mut self, port: u32, timestamp_ms: i64, now_ms: u64) -> Step {
+        match self.runner.watermark(port, timestamp_ms) {
+            Some(of_stage_ms) => self.signal(Signal::Watermark(of_stage_ms), now_ms),
+            None => self.end(None),
+        }
+    }
+
+    /// Runs the timers that are due.
+    pub(crate) fn timer(&mut self, now_ms: u64) -> Step {
+        self.signal(Signal::Timer, now_ms)
+    }
+
+    /// Goes on with the end of the input.
+    pub(crate) fn finish(&mut self, now_ms: u64) -> Step {
+        self.signal(Signal::Finish, now_ms)
+    }
+
+    /// Emits every partly filled buffer.
+    pub(crate) fn flush(&mut self) {
+        let _ = self.runner.signal(Signal::Settle, &mut self.cx);
+        let _ = self.runner.signal(Signal::Flush, &mut self.cx);
+    }
+
+    fn signal(&mut self, signal: Signal, now_ms: u64) -> Step {
+        if matches!(self.pending, Some(Pending::Signal(pending)) if pending == signal) {
+            self.pending = None;
+        }
+        self.begin("signal", now_ms);
+        if signal == Signal::Timer {
+            self.cx.disarm();
+        }
+        let progress = self.runner.signal(signal, &mut self.cx);
+        self.end((progress == Progress::More).then_some(Pending::Signal(signal)))
+    }
+
+    fn begin(&mut self, call: &str, now_ms: u64) {
+        assert!(self.pending.is_none(), "the host called `{call}` before an earlier call was complete ({:?})", self.pending);
+        self.cx.begin_call(now_ms);
+    }
+
+    fn end(&mut self, pending: Option<Pending>) -> Step {
+        self.pending = pending;
+        let _ = self.runner.signal(Signal::Settle, &mut self.cx);
+        let status = match pending {
+            Some(_) => Status::More,
+            None if self.ended => Status::Ended,
+            None => Status::Done,
+        };
+        let deadline_ms = [self.cx.deadline_ms(), self.idle_until_ms].into_iter().flatten().min();
+        Step { status, deadline_ms }
+    }
+}

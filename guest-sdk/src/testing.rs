@@ -1,0 +1,1 @@
+//! Runs whole jobs, and single operators, under plain `cargo test`.
