@@ -1,1 +1,38 @@
-//! Not written yet.
+//! The object store: what checkpoints and jobs leave outside the processes that run them. Task images (a segment of
+//! compressed blocks and a manifest each), checkpoint metadata, job graphs and modules.
+//!
+//! It never publishes anything: an object that no pointer in the registry names does not exist for the cluster. It never
+//! returns bytes that it has not verified, and never decides which checkpoint is restored or deleted.
+//!
+//! Nouns: [`Store`] (where objects are), [`keys`] (what they are called), [`WrittenImage`] (what a capture cost).
+//!
+//! ```
+//! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
+//! use tidemill_storage::Store;
+//!
+//! let store = Store::open("memory://")?;
+//! let hash = store.put_module(&b"\0asm"[..]).await?;
+//! assert_eq!(&store.get_module(&hash).await?[..], b"\0asm");
+//! # Ok::<(), Box<dyn std::error::Error>>(())
+//! # }).unwrap();
+//! ```
+#![forbid(unsafe_code)]
+
+mod cleanup;
+mod error;
+pub mod keys;
+mod location;
+mod manifest_chain;
+mod read_image;
+mod store;
+mod write_image;
+
+pub use error::{CleanupError, OpenError, ReadError, WriteError};
+pub use store::Store;
+pub use write_image::WrittenImage;
+
+/// The size of the blocks that images are cut into, in bytes: WebAssembly's page.
+pub const BLOCK_BYTES: u32 = 64 << 10;
+
+/// The largest linear memory that is stored or read back, in bytes: all that a 32-bit memory can be.
+pub const MEMORY_BYTES_MAX: u64 = 4 << 30;

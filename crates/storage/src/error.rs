@@ -1,0 +1,319 @@
+//! What can go wrong with the store, an enum per kind of operation. Messages name the key and what to do; the cause is
+//! in the source. It never hides whether an object is damaged or merely out of reach: the first calls for an older
+//! checkpoint, the second for another try.
+
+use std::error::Error;
+use std::io;
+use std::time::Duration;
+
+use tidemill_protocol::codec::DecodeError;
+
+/// A cause from below: the store's client or the operating system.
+pub(crate) type Cause = Box<dyn Error + Send + Sync>;
+
+/// The store cannot be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The URL's scheme is none of those this release has.
+    #[error(
+        "`{url}` is not a place for checkpoints that this release supports: use `file:///…` or an absolute path on a \
+         disk that every TaskManager reaches, or `memory://` for tests"
+    )]
+    UnsupportedScheme {
+        /// As it was given.
+        url: String,
+    },
+    /// The path depends on the working directory, which differs between processes.
+    #[error(
+        "`{url}` is a relative path, and processes differ in where they start: give an absolute one"
+    )]
+    RelativePath {
+        /// As it was given.
+        url: String,
+    },
+    /// The URL cannot be read as a path.
+    #[error("`{url}` is not a file URL ({reason}): give the absolute path instead")]
+    Malformed {
+        /// As it was given.
+        url: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The directory cannot be made or used.
+    #[error(
+        "the directory `{path}` cannot be used as the object store: check that it may be created and written to"
+    )]
+    Unusable {
+        /// The directory.
+        path: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// An object was not written, as far as is known. The store never shows a part of one; a whole one that appears after all
+/// is an orphan.
+#[derive(Debug, thiserror::Error)]
+pub enum WriteError {
+    /// The disk or the quota is full.
+    #[error(
+        "no space is left in the object store to write `{key}`: free some, or move the store to a larger disk"
+    )]
+    NoSpace {
+        /// The object.
+        key: String,
+        /// The system's words.
+        #[source]
+        source: Cause,
+    },
+    /// The store did not answer in time.
+    #[error(
+        "the object store did not answer within {after:?} to a write of `{key}`: check that it is reachable"
+    )]
+    TimedOut {
+        /// The object.
+        key: String,
+        /// How long the request was waited for.
+        after: Duration,
+    },
+    /// The image is larger than any memory that could be restored from it.
+    #[error("the memory for `{key}` has {bytes} bytes, and at most {max} can be stored")]
+    TooLarge {
+        /// The object.
+        key: String,
+        /// Its size.
+        bytes: u64,
+        /// The limit.
+        max: u64,
+    },
+    /// Anything else.
+    #[error("the object store refused to write `{key}`: check its permissions and its health")]
+    Failed {
+        /// The object.
+        key: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// An object could not be read, or is not what was written.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    /// There is no such object.
+    #[error(
+        "`{key}` is missing from the object store: if it was deleted by hand, bring it back; otherwise go on from an older checkpoint"
+    )]
+    Missing {
+        /// The object.
+        key: String,
+    },
+    /// The object is shorter or longer than what was written.
+    #[error(
+        "`{key}` has {found} bytes where {expected} were written: it was cut or overwritten; go on from an older checkpoint"
+    )]
+    Truncated {
+        /// The object.
+        key: String,
+        /// What was written.
+        expected: u64,
+        /// What is there.
+        found: u64,
+    },
+    /// The object's bytes are not those that were written, or make no sense.
+    #[error(
+        "`{key}` is damaged ({reason}): check the disk beneath it, and go on from an older checkpoint"
+    )]
+    Damaged {
+        /// The object.
+        key: String,
+        /// What does not hold.
+        reason: String,
+    },
+    /// The object is whole but made by a release that this one does not understand.
+    #[error("`{key}` cannot be read by this release ({reason})")]
+    Unsupported {
+        /// The object.
+        key: String,
+        /// What is not understood.
+        reason: String,
+    },
+    /// There is not enough memory to hold the image.
+    #[error(
+        "the image of `{key}` needs {bytes} bytes of memory, which this machine does not have: run the task on a larger one"
+    )]
+    OutOfMemory {
+        /// The manifest.
+        key: String,
+        /// The memory's size.
+        bytes: u64,
+    },
+    /// The store did not answer in time. The object may be whole.
+    #[error(
+        "the object store did not answer within {after:?} to a read of `{key}`: check that it is reachable"
+    )]
+    TimedOut {
+        /// The object.
+        key: String,
+        /// How long the request was waited for.
+        after: Duration,
+    },
+    /// The store failed. The object may be whole.
+    #[error("the object store could not read `{key}`: check its permissions and its health")]
+    Failed {
+        /// The object.
+        key: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+impl ReadError {
+    /// Whether another try can never help: the object itself is lost, and an older checkpoint is called for.
+    #[must_use]
+    pub const fn is_lost(&self) -> bool {
+        match self {
+            Self::Missing { .. } | Self::Truncated { .. } | Self::Damaged { .. } => true,
+            Self::Unsupported { .. }
+            | Self::OutOfMemory { .. }
+            | Self::TimedOut { .. }
+            | Self::Failed { .. } => false,
+        }
+    }
+
+    pub(crate) fn damaged(key: &str, reason: impl Into<String>) -> Self {
+        Self::Damaged {
+            key: key.into(),
+            reason: reason.into(),
+        }
+    }
+
+    pub(crate) fn undecodable(key: &str, error: &DecodeError) -> Self {
+        let (key, reason) = (key.into(), error.to_string());
+        match error {
+            DecodeError::Version { .. } => Self::Unsupported { key, reason },
+            DecodeError::Kind { .. } | DecodeError::Body { .. } => Self::Damaged { key, reason },
+        }
+    }
+}
+
+/// Objects could not be listed or deleted. What was deleted stays deleted; every clean-up may be repeated.
+#[derive(Debug, thiserror::Error)]
+pub enum CleanupError {
+    /// The store did not answer in time.
+    #[error(
+        "the object store did not answer within {after:?} while `{prefix}` was cleaned up: it is tried again later"
+    )]
+    TimedOut {
+        /// Below which keys.
+        prefix: String,
+        /// How long the request was waited for.
+        after: Duration,
+    },
+    /// The store failed.
+    #[error(
+        "the object store could not list or delete what is below `{prefix}`: check its permissions and its health"
+    )]
+    Failed {
+        /// Below which keys.
+        prefix: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+    /// A retained checkpoint cannot be read, so what it refers to is unknown. Nothing was deleted.
+    #[error(
+        "nothing below `{prefix}` was deleted, since a retained checkpoint that may refer to it cannot be read"
+    )]
+    RetainedUnreadable {
+        /// Below which keys.
+        prefix: String,
+        /// Why not.
+        #[source]
+        source: ReadError,
+    },
+}
+
+/// Why a request to the store came to nothing; each operation says the rest.
+#[derive(Debug)]
+pub(crate) enum RequestError {
+    TimedOut(Duration),
+    Store(object_store::Error),
+    /// A helper thread died; only a bug does that.
+    Lost(tokio::task::JoinError),
+}
+
+impl From<object_store::Error> for RequestError {
+    fn from(error: object_store::Error) -> Self {
+        Self::Store(error)
+    }
+}
+
+impl RequestError {
+    pub(crate) fn writing(self, key: &str) -> WriteError {
+        let key = key.into();
+        match self {
+            Self::TimedOut(after) => WriteError::TimedOut { key, after },
+            Self::Store(source) if is_full(&source) => WriteError::NoSpace {
+                key,
+                source: source.into(),
+            },
+            Self::Store(source) => WriteError::Failed {
+                key,
+                source: source.into(),
+            },
+            Self::Lost(source) => WriteError::Failed {
+                key,
+                source: source.into(),
+            },
+        }
+    }
+
+    pub(crate) fn reading(self, key: &str) -> ReadError {
+        let key = key.into();
+        match self {
+            Self::TimedOut(after) => ReadError::TimedOut { key, after },
+            Self::Store(object_store::Error::NotFound { .. }) => ReadError::Missing { key },
+            Self::Store(source) => ReadError::Failed {
+                key,
+                source: source.into(),
+            },
+            Self::Lost(source) => ReadError::Failed {
+                key,
+                source: source.into(),
+            },
+        }
+    }
+
+    pub(crate) fn cleaning(self, prefix: &str) -> CleanupError {
+        let prefix = prefix.into();
+        match self {
+            Self::TimedOut(after) => CleanupError::TimedOut { prefix, after },
+            Self::Store(source) => CleanupError::Failed {
+                prefix,
+                source: source.into(),
+            },
+            Self::Lost(source) => CleanupError::Failed {
+                prefix,
+                source: source.into(),
+            },
+        }
+    }
+}
+
+/// Whether a full disk or quota is at the bottom of an error.
+fn is_full(error: &(dyn Error + 'static)) -> bool {
+    let mut cause = Some(error);
+    while let Some(error) = cause {
+        if let Some(error) = error.downcast_ref::<io::Error>() {
+            return matches!(
+                error.kind(),
+                io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded
+            );
+        }
+        cause = error.source();
+    }
+    false
+}

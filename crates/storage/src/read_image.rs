@@ -1,0 +1,207 @@
+//! Reading a task's image back: each segment streamed once, hashed as a whole, and its blocks decoded straight into the
+//! memory they belong to. It returns an image only when every hash and every checksum holds, and never allocates what a
+//! manifest claims before the system has agreed to it.
+
+use std::sync::Arc;
+
+use bytes::{Buf, Bytes, BytesMut};
+use object_store::path::Path;
+use object_store::{GetOptions, GetRange, ObjectStoreExt};
+use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::{Image, JobId, TaskId};
+
+use crate::manifest_chain::{PlannedBlock, SegmentPlan};
+use crate::store::{WRONG_HASH, path};
+use crate::{ReadError, Store};
+
+/// How much of a segment is read at once.
+const PIECE_BYTES: u64 = 8 << 20;
+
+impl Store {
+    /// Reads the image of a task by its manifest, and verifies all of it.
+    ///
+    /// # Errors
+    /// When the manifest, a base of it or a segment is missing, damaged or out of reach, or is another task's.
+    pub async fn read_image(
+        &self,
+        job: JobId,
+        task: TaskId,
+        manifest: &ObjectRef,
+    ) -> Result<Image, ReadError> {
+        let plan = self.plan_image(job, task, manifest).await?;
+        let mut memory = allocate(&manifest.key, plan.manifest.memory_bytes)?;
+        for segment in plan.segments {
+            memory = self.decode_segment(segment, memory).await?;
+        }
+        Ok(Image {
+            memory,
+            globals: plan.manifest.globals,
+            tables: plan.manifest.tables,
+            host_state: plan.manifest.host_state,
+        })
+    }
+
+    /// Decodes a segment's blocks into the memory; the next piece is read while one is decoded.
+    async fn decode_segment(
+        &self,
+        plan: SegmentPlan,
+        memory: Vec<u8>,
+    ) -> Result<Vec<u8>, ReadError> {
+        let key = plan.segment.key.clone();
+        let len = plan.segment.len;
+        let path = path(&key).map_err(|error| ReadError::damaged(&key, error.to_string()))?;
+        let found = self
+            .request(self.objects().head(&path))
+            .await
+            .map_err(|error| error.reading(&key))?
+            .size;
+        if found != len {
+            return Err(ReadError::Truncated {
+                key,
+                expected: len,
+                found,
+            });
+        }
+        let mut decoder = SegmentDecoder::new(plan, memory);
+        let mut position = 0;
+        let mut piece = Bytes::new();
+        loop {
+            let next = async {
+                let end = len.min(position + PIECE_BYTES);
+                if position == end {
+                    return Ok(Bytes::new());
+                }
+                self.read_piece(&key, &path, position, end).await
+            };
+            let decode = async {
+                self.compute(move || decoder.feed(&piece))
+                    .await
+                    .map_err(|error| error.reading(&key))?
+            };
+            let (read, decoded) = tokio::join!(next, decode);
+            decoder = decoded?;
+            piece = read?;
+            if piece.is_empty() {
+                break;
+            }
+            position += piece.len() as u64;
+        }
+        decoder.finish()
+    }
+
+    async fn read_piece(
+        &self,
+        key: &str,
+        path: &Path,
+        start: u64,
+        end: u64,
+    ) -> Result<Bytes, ReadError> {
+        let options = GetOptions::new().with_range(Some(GetRange::Bounded(start..end)));
+        let piece = self
+            .request(async {
+                let found = self.objects().get_opts(path, options).await?;
+                found.bytes().await
+            })
+            .await
+            .map_err(|error| error.reading(key))?;
+        if piece.len() as u64 == end - start {
+            Ok(piece)
+        } else {
+            Err(ReadError::damaged(key, "it changed while it was read"))
+        }
+    }
+}
+
+/// Zeroed memory, if there is that much. Asking first matters: `vec!` ends the process when the system refuses.
+fn allocate(key: &str, bytes: u64) -> Result<Vec<u8>, ReadError> {
+    let refused = || ReadError::OutOfMemory {
+        key: key.into(),
+        bytes,
+    };
+    let len = usize::try_from(bytes).map_err(|_| refused())?;
+    let mut asked = Vec::<u8>::new();
+    asked.try_reserve_exact(len).map_err(|_| refused())?;
+    drop(asked);
+    Ok(vec![0; len])
+}
+
+/// The state of a segment that is read.
+struct SegmentDecoder {
+    segment: Arc<ObjectRef>,
+    /// The blocks that are not yet decoded, the next one last.
+    blocks: Vec<PlannedBlock>,
+    memory: Vec<u8>,
+    hasher: blake3::Hasher,
+    /// Bytes from `position` on that a block still needs.
+    pending: BytesMut,
+    /// Where in the segment `pending` begins.
+    position: u64,
+}
+
+impl SegmentDecoder {
+    fn new(plan: SegmentPlan, memory: Vec<u8>) -> Self {
+        let mut blocks = plan.blocks;
+        blocks.reverse();
+        Self {
+            segment: Arc::new(plan.segment),
+            blocks,
+            memory,
+            hasher: blake3::Hasher::new(),
+            pending: BytesMut::new(),
+            position: 0,
+        }
+    }
+
+    /// Takes the segment's next bytes and decodes every block that is now complete.
+    fn feed(mut self, bytes: &[u8]) -> Result<Self, ReadError> {
+        self.hasher.update(bytes);
+        self.pending.extend_from_slice(bytes);
+        while let Some(&block) = self.blocks.last() {
+            self.skip_to(block.offset);
+            if self.position < block.offset || self.pending.len() < block.len {
+                return Ok(self);
+            }
+            self.decode(&block)?;
+            self.blocks.pop();
+            self.skip_to(block.offset + block.len as u64);
+        }
+        self.skip_to(u64::MAX);
+        Ok(self)
+    }
+
+    /// Lets go of what lies before `offset`, as far as it is here.
+    fn skip_to(&mut self, offset: u64) {
+        let skipped = usize::try_from(offset - self.position)
+            .unwrap_or(usize::MAX)
+            .min(self.pending.len());
+        self.pending.advance(skipped);
+        self.position += skipped as u64;
+    }
+
+    fn decode(&mut self, block: &PlannedBlock) -> Result<(), ReadError> {
+        let target = &mut self.memory[block.position..block.position + block.block_bytes];
+        let decoded = lz4_flex::block::decompress_into(&self.pending[..block.len], target);
+        let whole = decoded.is_ok_and(|bytes| bytes == block.block_bytes);
+        if whole && crc32fast::hash(target) == block.checksum {
+            return Ok(());
+        }
+        let reason = format!(
+            "the block at offset {} does not match its checksum",
+            block.offset
+        );
+        Err(ReadError::damaged(&self.segment.key, reason))
+    }
+
+    fn finish(self) -> Result<Vec<u8>, ReadError> {
+        if self.hasher.finalize().as_bytes() != &self.segment.hash {
+            return Err(ReadError::damaged(&self.segment.key, WRONG_HASH));
+        }
+        if !self.blocks.is_empty() {
+            return Err(ReadError::damaged(
+                &self.segment.key,
+                "it ends before its last block",
+            ));
+        }
+        Ok(self.memory)
+    }
+}

@@ -1,0 +1,270 @@
+//! The store itself: opening it, and whole objects in and out. Every read is verified by length and hash; every write
+//! is atomic (an object is there whole or not at all) and durable when it returns.
+
+use std::future::Future;
+use std::path::{Path as FilePath, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+use std::{fs, thread};
+
+use bytes::Bytes;
+use object_store::local::LocalFileSystem;
+use object_store::memory::InMemory;
+use object_store::path::Path;
+use object_store::{ObjectStore, ObjectStoreExt};
+use tidemill_protocol::codec::{self, Versioned};
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
+use tidemill_protocol::{JobId, ModuleHash};
+use tokio::sync::Semaphore;
+
+use crate::error::RequestError;
+use crate::location::Location;
+use crate::{OpenError, ReadError, WriteError, keys};
+
+/// How long one request may take. Generous, since a request may write and sync megabytes on a slow disk; what bounds a
+/// checkpoint is the coordinator's own timeout.
+const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// From this size on, hashing leaves the async threads.
+const HASH_INLINE_BYTES_MAX: usize = 256 << 10;
+
+/// A place for objects. Cheap to clone; clones share the place.
+#[derive(Clone, Debug)]
+pub struct Store {
+    shared: Arc<Shared>,
+}
+
+#[derive(Debug)]
+struct Shared {
+    objects: Arc<dyn ObjectStore>,
+    /// The directory, where objects are files.
+    directory: Option<PathBuf>,
+    url: String,
+    request_timeout: Duration,
+    /// One permit a core: captures of many tasks at once must not take all cores from the guests for long.
+    cpu: Semaphore,
+}
+
+impl Store {
+    /// Opens the store at `url`, and makes its directory where there is none: `file:///…` or a plain absolute path, or
+    /// `memory://` (a new one with each call).
+    ///
+    /// # Errors
+    /// When the URL is none of these, or the directory cannot be made or read.
+    pub fn open(url: &str) -> Result<Self, OpenError> {
+        let (objects, directory): (Arc<dyn ObjectStore>, _) = match Location::parse(url)? {
+            Location::Memory => (Arc::new(InMemory::new()), None),
+            Location::Directory(directory) => {
+                let unusable = |source: crate::error::Cause| OpenError::Unusable {
+                    path: directory.display().to_string(),
+                    source,
+                };
+                fs::create_dir_all(&directory).map_err(|error| unusable(error.into()))?;
+                let files = LocalFileSystem::new_with_prefix(&directory)
+                    .map_err(|error| unusable(error.into()))?
+                    .with_fsync(true);
+                (Arc::new(files), Some(directory))
+            }
+        };
+        Ok(Self::over(objects, directory, url, REQUEST_TIMEOUT))
+    }
+
+    /// A store over any client; tests put failing ones here.
+    pub(crate) fn over(
+        objects: Arc<dyn ObjectStore>,
+        directory: Option<PathBuf>,
+        url: &str,
+        request_timeout: Duration,
+    ) -> Self {
+        let cores = thread::available_parallelism().map_or(1, usize::from);
+        Self {
+            shared: Arc::new(Shared {
+                objects,
+                directory,
+                url: url.into(),
+                request_timeout,
+                cpu: Semaphore::new(cores),
+            }),
+        }
+    }
+
+    /// The URL that it was opened with.
+    #[must_use]
+    pub fn url(&self) -> &str {
+        &self.shared.url
+    }
+
+    /// Stores a prepared module under its hash. Storing it again changes nothing, and heals a damaged one.
+    ///
+    /// # Errors
+    /// When it could not be written; nothing is then visible.
+    pub async fn put_module(&self, module: impl Into<Bytes>) -> Result<ModuleHash, WriteError> {
+        let module = module.into();
+        let hash = self.hash(module.clone()).await;
+        let hash = ModuleHash(hash.map_err(|error| error.writing("modules"))?);
+        self.put(&keys::module(&hash), module).await?;
+        Ok(hash)
+    }
+
+    /// Reads a module and verifies it by its hash.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or out of reach.
+    pub async fn get_module(&self, hash: &ModuleHash) -> Result<Bytes, ReadError> {
+        let key = keys::module(hash);
+        let bytes = self.get(&key, None).await?;
+        self.verify(&key, bytes, hash.0).await
+    }
+
+    /// Stores the postcard-encoded graph of a job.
+    ///
+    /// # Errors
+    /// When it could not be written; nothing is then visible.
+    pub async fn put_graph(
+        &self,
+        job: JobId,
+        graph: impl Into<Bytes>,
+    ) -> Result<ObjectRef, WriteError> {
+        self.put_object(&keys::graph(job), graph).await
+    }
+
+    /// Stores an object whole, replacing one of the same key.
+    ///
+    /// # Errors
+    /// When it could not be written; nothing is then visible.
+    pub async fn put_object(
+        &self,
+        key: &str,
+        bytes: impl Into<Bytes>,
+    ) -> Result<ObjectRef, WriteError> {
+        let bytes = bytes.into();
+        let hash = self.hash(bytes.clone()).await;
+        let object = ObjectRef {
+            key: key.into(),
+            len: bytes.len() as u64,
+            hash: hash.map_err(|error| error.writing(key))?,
+        };
+        self.put(key, bytes).await?;
+        Ok(object)
+    }
+
+    /// Reads an object whole and verifies its length and its hash.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or out of reach.
+    pub async fn get_object(&self, object: &ObjectRef) -> Result<Bytes, ReadError> {
+        let bytes = self.get(&object.key, Some(object.len)).await?;
+        self.verify(&object.key, bytes, object.hash).await
+    }
+
+    /// Stores a checkpoint's metadata, which the registry's pointer will name.
+    ///
+    /// # Errors
+    /// When it could not be written; nothing is then visible.
+    pub async fn write_metadata(
+        &self,
+        metadata: &CheckpointMetadata,
+    ) -> Result<ObjectRef, WriteError> {
+        let key = keys::metadata(metadata.job, metadata.checkpoint);
+        self.put_object(&key, codec::encode(metadata)).await
+    }
+
+    /// Reads a checkpoint's metadata.
+    ///
+    /// # Errors
+    /// When it is missing, damaged or out of reach, or of another version.
+    pub async fn read_metadata(&self, object: &ObjectRef) -> Result<CheckpointMetadata, ReadError> {
+        self.read_versioned(object).await
+    }
+
+    pub(crate) async fn read_versioned<T: Versioned>(
+        &self,
+        object: &ObjectRef,
+    ) -> Result<T, ReadError> {
+        let bytes = self.get_object(object).await?;
+        codec::decode(&bytes).map_err(|error| ReadError::undecodable(&object.key, &error))
+    }
+
+    pub(crate) fn objects(&self) -> &Arc<dyn ObjectStore> {
+        &self.shared.objects
+    }
+
+    pub(crate) fn directory(&self) -> Option<&FilePath> {
+        self.shared.directory.as_deref()
+    }
+
+    /// Waits for a request, but not for ever.
+    pub(crate) async fn request<T>(
+        &self,
+        request: impl Future<Output = object_store::Result<T>>,
+    ) -> Result<T, RequestError> {
+        let timeout = self.shared.request_timeout;
+        match tokio::time::timeout(timeout, request).await {
+            Ok(result) => Ok(result?),
+            Err(_) => Err(RequestError::TimedOut(timeout)),
+        }
+    }
+
+    /// Computes off the async threads, as many at a time as there are cores.
+    pub(crate) async fn compute<T: Send + 'static>(
+        &self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, RequestError> {
+        let permit = self.shared.cpu.acquire().await;
+        let _permit = permit.expect("the semaphore is never closed");
+        tokio::task::spawn_blocking(work)
+            .await
+            .map_err(RequestError::Lost)
+    }
+
+    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), WriteError> {
+        let path = path(key).map_err(|error| RequestError::Store(error).writing(key))?;
+        self.request(self.objects().put(&path, bytes.into()))
+            .await
+            .map(drop)
+            .map_err(|error| error.writing(key))
+    }
+
+    /// Reads an object. A wrong length is found before anything is allocated.
+    async fn get(&self, key: &str, expected: Option<u64>) -> Result<Bytes, ReadError> {
+        let path = path(key).map_err(|error| ReadError::damaged(key, error.to_string()))?;
+        self.request(async {
+            let found = self.objects().get(&path).await?;
+            let size = found.meta.size;
+            match expected {
+                Some(expected) if expected != size => Ok(Err(ReadError::Truncated {
+                    key: key.into(),
+                    expected,
+                    found: size,
+                })),
+                _ => found.bytes().await.map(Ok),
+            }
+        })
+        .await
+        .map_err(|error| error.reading(key))?
+    }
+
+    async fn verify(&self, key: &str, bytes: Bytes, hash: [u8; 32]) -> Result<Bytes, ReadError> {
+        let found = self.hash(bytes.clone()).await;
+        if found.map_err(|error| error.reading(key))? == hash {
+            Ok(bytes)
+        } else {
+            Err(ReadError::damaged(key, WRONG_HASH))
+        }
+    }
+
+    async fn hash(&self, bytes: Bytes) -> Result<[u8; 32], RequestError> {
+        if bytes.len() <= HASH_INLINE_BYTES_MAX {
+            return Ok(*blake3::hash(&bytes).as_bytes());
+        }
+        self.compute(move || *blake3::hash(&bytes).as_bytes()).await
+    }
+}
+
+/// Why an object is refused whose bytes are not those that were written.
+pub(crate) const WRONG_HASH: &str = "its hash is not that of what was written";
+
+/// The client's form of a key. Keys from manifests may be anything; the client refuses those that leave the store.
+pub(crate) fn path(key: &str) -> Result<Path, object_store::Error> {
+    Ok(Path::parse(key)?)
+}
