@@ -31,7 +31,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
         .first()
         .and_then(|module| module.parent())
         .context("no module was built")?;
-    workspace::run(&mut workspace.cargo(["build", "--package", "tidemill-cli"]))?;
+    // All at once, as the runner would: a build of the binary alone has other features of the shared
+    // dependencies, and would compile many of them twice.
+    workspace::run(&mut workspace.cargo(["build", "--workspace", "--tests", "--bin", "tidemill"]))?;
     let binary = workspace.target_directory()?.join("debug/tidemill");
 
     if arguments.arguments.is_empty() {
