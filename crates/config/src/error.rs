@@ -25,6 +25,8 @@ pub enum Origin {
         /// The argument's text.
         text: String,
     },
+    /// An option of a job's submission.
+    Submission,
 }
 
 impl fmt::Display for Origin {
@@ -34,6 +36,7 @@ impl fmt::Display for Origin {
             Self::File { path, line } => write!(f, "{}:{line}", path.display()),
             Self::Environment { variable } => write!(f, "environment variable {variable}"),
             Self::Override { text } => write!(f, "--set {text}"),
+            Self::Submission => f.write_str("the submission"),
         }
     }
 }

@@ -14,6 +14,9 @@ use crate::{Config, ConfigError, Origin, keys};
 /// What the environment variables of settings begin with.
 const VARIABLE_PREFIX: &str = "TIDEMILL_";
 
+/// The sections that a job may overrule for itself.
+const JOB_SECTIONS: [&str; 2] = ["checkpoints.", "restart."];
+
 impl Config {
     /// Layers the defaults, then `file`, then `environment` (all variables of the process; those that name no setting are
     /// left alone), then `overrides` (each `section.key=value`), and checks the outcome.
@@ -36,6 +39,28 @@ impl Config {
         }
         for text in overrides {
             layers.override_with(text)?;
+        }
+        layers.finish()
+    }
+
+    /// This configuration with the settings of one job laid over it: keys of `[checkpoints]` and `[restart]` alone.
+    ///
+    /// # Errors
+    /// When a key does not exist or is of another section, or a value cannot be.
+    pub fn for_job(
+        &self,
+        settings: impl IntoIterator<Item = (String, String)>,
+    ) -> Result<Self, ConfigError> {
+        let mut layers = Layers::new();
+        layers.values = Table::try_from(self).expect("plain values have a TOML form");
+        layers
+            .known
+            .retain(|key| JOB_SECTIONS.iter().any(|section| key.starts_with(section)));
+        for (key, text) in settings {
+            if !layers.known.contains(&key) {
+                return Err(layers.unknown(Origin::Submission, key));
+            }
+            layers.set_text(Origin::Submission, key, &text)?;
         }
         layers.finish()
     }
@@ -524,6 +549,36 @@ mod tests {
         let other = load_set(&["cluster.adoption_timeout_ms=9"]).expect("good");
         assert_eq!(Config::default().cluster.hash(), same.cluster.hash());
         assert_ne!(Config::default().cluster.hash(), other.cluster.hash());
+    }
+
+    #[test]
+    fn a_job_overrules_its_own_sections_and_no_other() {
+        let cluster = load_set(&["checkpoints.retained=5", "taskmanager.slots=3"]).expect("good");
+        let job = |key: &str, value: &str| {
+            cluster
+                .for_job([(key.to_owned(), value.to_owned())])
+                .map_err(|error| error.to_string())
+        };
+        let config = job("checkpoints.interval_ms", "250").expect("a job's own");
+        assert_eq!(
+            (config.checkpoints.interval_ms, config.checkpoints.retained),
+            (250, 5)
+        );
+        assert_eq!(config.taskmanager.slots, 3);
+        assert_eq!(
+            job("restart.strategie", "none").unwrap_err(),
+            "the submission: there is no setting `restart.strategie`; did you mean `restart.strategy`?"
+        );
+        assert!(
+            job("taskmanager.slots", "1")
+                .unwrap_err()
+                .contains("no setting")
+        );
+        assert!(
+            job("restart.strategy", "maybe")
+                .unwrap_err()
+                .contains("fixed-delay")
+        );
     }
 
     #[test]
