@@ -4,6 +4,7 @@
 //! Nouns: [`ClusterHandle`] (what users can ask for), [`views`] (what they are told).
 
 pub mod handle;
+pub mod rest;
 pub mod views;
 
 pub use handle::{

@@ -1,0 +1,817 @@
+//! The API over real HTTP, in front of a driver that answers from fixed views.
+
+use std::collections::BTreeMap;
+use std::fs;
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex};
+
+use bytes::Bytes;
+use serde_json::{Value, json};
+use tidemill_config::Config;
+use tidemill_protocol::record::RestartStrategy;
+use tidemill_protocol::{JobId, TaskId};
+use tokio::sync::{mpsc, oneshot};
+use utoipa::OpenApi;
+
+use super::openapi::Description;
+use super::{BindError, bind, metrics, serve};
+use crate::handle::Request;
+use crate::views::*;
+use crate::{CancelError, ClusterHandle, LogQuery, QueryError, SubmitError, SubmitOptions};
+
+const KNOWN_JOB: JobId = JobId([0xab; 16]);
+const ENDED_JOB: JobId = JobId([0xcd; 16]);
+const KNOWN: &str = "abababababababababababababababab";
+const ENDED: &str = "cdcdcdcdcdcdcdcdcdcdcdcdcdcdcdcd";
+const UNKNOWN: &str = "00000000000000000000000000000000";
+
+fn summary() -> JobSummary {
+    JobSummary {
+        id: KNOWN.into(),
+        name: "word \"count\"".into(),
+        status: JobStatus::Waiting,
+        message: Some("4 slots are needed and 2 are free".into()),
+        submitted_at_ms: 1_700_000_000_000,
+        ended_at_ms: None,
+        parallelism: 4,
+        tasks: 9,
+        tasks_running: 0,
+        tasks_finished: 1,
+        restarts: 2,
+        checkpoints_completed: 17,
+        last_checkpoint: Some("3.17".into()),
+        records_in: 1000,
+        records_out: 900,
+    }
+}
+
+fn task() -> TaskView {
+    TaskView {
+        id: "1/0".into(),
+        stage: 1,
+        subtask: 0,
+        name: "split → count".into(),
+        status: TaskStatus::Running,
+        attempt: Some("3.2".into()),
+        task_manager: Some("worker-1".into()),
+        timings: TimingsView {
+            module_us: 1,
+            fetch_us: 2,
+            restore_us: 3,
+        },
+        progress: ProgressView {
+            records_in: 10,
+            records_out: 11,
+            bytes_in: 12,
+            bytes_out: 13,
+            busy_us: 1_500_000,
+            backpressured_us: 250,
+            memory_bytes: 65536,
+        },
+    }
+}
+
+fn checkpoint() -> CheckpointView {
+    CheckpointView {
+        id: "3.17".into(),
+        status: CheckpointStatus::Completed,
+        is_final: false,
+        started_at_ms: 1_700_000_000_500,
+        duration_us: 12_345,
+        tasks_acknowledged: 9,
+        tasks: 9,
+        image_bytes: 1 << 20,
+        written_bytes: 1 << 16,
+        alignment_us_max: 40,
+        pause_us_max: 300,
+        upload_us_max: 9_000,
+        failure: None,
+    }
+}
+
+fn recovery() -> RecoveryView {
+    RecoveryView {
+        attempt: Some("3.2".into()),
+        cause: "TaskManager worker-2 was lost".into(),
+        detected_at_ms: 1_700_000_000_600,
+        planned_after_us: Some(100_200),
+        delay_us: 100_000,
+        running_after_us: Some(140_000),
+        checkpoint: Some("3.16".into()),
+        tasks_lost: 3,
+        tasks_restarted: 9,
+        timings_max: TimingsView {
+            module_us: 0,
+            fetch_us: 20_000,
+            restore_us: 5_000,
+        },
+    }
+}
+
+fn detail() -> JobDetail {
+    JobDetail {
+        summary: summary(),
+        module: "ef".repeat(32),
+        parameters: BTreeMap::from([("input".into(), "/data".into())]),
+        options: OptionsView {
+            max_parallelism: 128,
+            checkpoint_interval_ms: 1000,
+            checkpoint_timeout_ms: 60_000,
+            tolerable_failed_checkpoints: 10,
+            retained_checkpoints: 2,
+            restart: "fixed-delay".into(),
+        },
+        stages: vec![StageView {
+            index: 0,
+            name: "files".into(),
+            kind: "wasm".into(),
+            parallelism: 4,
+        }],
+        edges: vec![EdgeView {
+            from: 0,
+            to: 1,
+            routing: "all-to-all".into(),
+        }],
+        tasks_detail: vec![task()],
+        last_failure: Some(FailureView {
+            at_ms: 1_700_000_000_600,
+            task: Some("1/0".into()),
+            blame: "job".into(),
+            message: "panicked".into(),
+            backtrace: vec!["count::add".into()],
+            last_log_lines: vec!["record 1000".into()],
+            batch_preview: "to be or".into(),
+        }),
+        recoveries: vec![recovery()],
+        events: vec![EventView {
+            at_ms: 1_700_000_000_000,
+            text: "submitted".into(),
+        }],
+    }
+}
+
+fn node() -> NodeView {
+    NodeView {
+        id: "worker-1".into(),
+        incarnation: "00000000000000ff".into(),
+        status: NodeStatus::Connected,
+        data_address: "127.0.0.1:40000".into(),
+        slots: 2,
+        slots_free: 1,
+        tasks: 3,
+        version: "0.1.0".into(),
+        registered_at_ms: 1_700_000_000_000,
+        lost: None,
+    }
+}
+
+fn health() -> HealthView {
+    HealthView {
+        leading: true,
+        epoch: 3,
+        version: "0.1.0".into(),
+        leading_for_ms: 4_500,
+        task_managers: 1,
+        slots: 2,
+        slots_free: 1,
+        jobs_active: 1,
+    }
+}
+
+fn log_page() -> LogPage {
+    LogPage {
+        lines: vec![LogLineView {
+            task_manager: "worker-1".into(),
+            number: 7,
+            time_ms: 1_700_000_000_700,
+            task: "1/0".into(),
+            attempt: "3.2".into(),
+            source: "out".into(),
+            text: "hello".into(),
+        }],
+        next: "worker-1:7".into(),
+        missing: vec!["worker-2".into()],
+    }
+}
+
+fn metrics_view() -> MetricsView {
+    MetricsView {
+        health: health(),
+        nodes: vec![node()],
+        jobs: vec![JobMetricsView {
+            summary: summary(),
+            tasks: vec![task()],
+            checkpoints_failed: 1,
+            last_checkpoint: Some(checkpoint()),
+            last_recovery: Some(recovery()),
+        }],
+    }
+}
+
+fn submit(wasm: &Bytes) -> Result<SubmittedView, SubmitError> {
+    match wasm.as_ref() {
+        b"not a module" => Err(SubmitError::Module {
+            reason: "it does not begin with \\0asm".into(),
+        }),
+        b"same output" => Err(SubmitError::OutputInUse {
+            output: "/out".into(),
+            other: ENDED_JOB,
+            other_name: "other".into(),
+        }),
+        _ => Ok(SubmittedView {
+            id: KNOWN.into(),
+            name: "wordcount".into(),
+            slots_needed: 4,
+            slots_free: 2,
+            warnings: vec!["operator `map-1` keeps state in a closure".into()],
+        }),
+    }
+}
+
+/// What the driver was asked for, for tests that look at it.
+type Asked = Arc<Mutex<Vec<String>>>;
+type Submitted = Arc<Mutex<Vec<SubmitOptions>>>;
+
+async fn answer(mut requests: mpsc::Receiver<Request>, submitted: Submitted, asked: Asked) {
+    let known = |job: JobId| {
+        if job == KNOWN_JOB {
+            Ok(())
+        } else {
+            Err(QueryError::UnknownJob(job))
+        }
+    };
+    let note = |text: String| asked.lock().expect("no test panics here").push(text);
+    while let Some(request) = requests.recv().await {
+        // Whoever asked may be gone, which is no concern of the driver's.
+        match request {
+            Request::Submit {
+                wasm,
+                options,
+                reply,
+            } => {
+                submitted.lock().expect("no test panics here").push(options);
+                let _ = reply.send(submit(&wasm));
+            }
+            Request::Jobs(reply) => drop(reply.send(vec![summary()])),
+            Request::Job(job, reply) => drop(reply.send(known(job).map(|()| detail()))),
+            Request::Cancel(job, reply) => {
+                note(format!("cancel {job}"));
+                let _ = reply.send(match job {
+                    KNOWN_JOB => Ok(()),
+                    ENDED_JOB => Err(CancelError::Ended {
+                        job,
+                        state: "finished".into(),
+                    }),
+                    _ => Err(CancelError::UnknownJob(job)),
+                });
+            }
+            Request::Checkpoints(job, reply) => {
+                let view = CheckpointsView {
+                    completed: 17,
+                    failed: 1,
+                    retained: vec!["3.16".into(), "3.17".into()],
+                    history: vec![checkpoint()],
+                };
+                let _ = reply.send(known(job).map(|()| view));
+            }
+            Request::Nodes(reply) => drop(reply.send(vec![node()])),
+            Request::Logs { job, query, reply } => {
+                let LogQuery { task, after, limit } = query;
+                note(format!("logs {task:?} {after:?} {limit}"));
+                let task_is_known = task.is_none_or(|task| task == TaskId::new(1, 0));
+                let page = known(job).and_then(|()| match (task, task_is_known) {
+                    (Some(task), false) => Err(QueryError::UnknownTask { job, task }),
+                    _ => Ok(log_page()),
+                });
+                let _ = reply.send(page);
+            }
+            Request::Metrics(reply) => drop(reply.send(metrics_view())),
+            Request::Health(reply) => drop(reply.send(health())),
+        }
+    }
+}
+
+/// A served API; its client is blocking, so tests run in ordinary functions.
+struct Server {
+    runtime: tokio::runtime::Runtime,
+    base: String,
+    agent: ureq::Agent,
+    submitted: Submitted,
+    asked: Asked,
+    stop: Option<oneshot::Sender<()>>,
+    served: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
+}
+
+struct Answer {
+    status: u16,
+    headers: ureq::http::HeaderMap,
+    body: String,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|error| panic!("{error}: {}", self.body))
+    }
+
+    fn problem(&self) -> (u16, String, String) {
+        let json = self.json();
+        let error = &json["error"];
+        let text = |key: &str| error[key].as_str().unwrap_or_default().to_owned();
+        (
+            self.status,
+            text("code"),
+            format!("{} {}", text("message"), text("help")),
+        )
+    }
+}
+
+impl Server {
+    fn start(overrides: &[&str]) -> Self {
+        let mut settings = vec!["jobmanager.rest_address=127.0.0.1:0".to_owned()];
+        settings.extend(overrides.iter().map(|text| (*text).to_owned()));
+        let config = Arc::new(Config::load(None, [], &settings).expect("good settings"));
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let listener = runtime.block_on(bind(&config)).expect("a free port");
+        let base = format!("http://{}", listener.local_addr().expect("a bound address"));
+        let (requests, received) = mpsc::channel(4);
+        let (submitted, asked) = (Submitted::default(), Asked::default());
+        runtime.spawn(answer(received, submitted.clone(), asked.clone()));
+        let (stop, stopped) = oneshot::channel::<()>();
+        let served = runtime.spawn(serve(
+            listener,
+            ClusterHandle::new(requests),
+            config,
+            async {
+                let _ = stopped.await;
+            },
+        ));
+        let agent = ureq::Agent::config_builder()
+            .http_status_as_error(false)
+            .build()
+            .new_agent();
+        Self {
+            runtime,
+            base,
+            agent,
+            submitted,
+            asked,
+            stop: Some(stop),
+            served: Some(served),
+        }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        self.get_with(path, &[])
+    }
+
+    fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        let mut request = self.agent.get(format!("{}{path}", self.base));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        read(request.call().expect("an answer"))
+    }
+
+    fn post(&self, path: &str, content_type: Option<&str>, body: &[u8]) -> Answer {
+        let mut request = self.agent.post(format!("{}{path}", self.base));
+        if let Some(content_type) = content_type {
+            request = request.content_type(content_type);
+        }
+        read(request.send(body).expect("an answer"))
+    }
+
+    fn upload(&self, query: &str, body: &[u8]) -> Answer {
+        self.post(&format!("/v1/jobs{query}"), Some("application/wasm"), body)
+    }
+}
+
+fn read(mut response: ureq::http::Response<ureq::Body>) -> Answer {
+    Answer {
+        status: response.status().as_u16(),
+        headers: response.headers().clone(),
+        body: response.body_mut().read_to_string().expect("a body"),
+    }
+}
+
+/// Compares with the checked-in JSON; `UPDATE_GOLDEN=1` writes it instead.
+fn check_golden(name: &str, found: &Value) {
+    let path = PathBuf::from(env!("CARGO_MANIFEST_DIR"))
+        .join("src/rest/golden")
+        .join(name);
+    if std::env::var_os("UPDATE_GOLDEN").is_some() {
+        let text = serde_json::to_string_pretty(found).expect("JSON") + "\n";
+        fs::write(&path, text).expect("a writable source tree");
+    }
+    let expected =
+        fs::read_to_string(&path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
+    let expected: Value = serde_json::from_str(&expected).expect("golden files are JSON");
+    assert_eq!(
+        found, &expected,
+        "{name} has changed: if that is meant, run again with UPDATE_GOLDEN=1"
+    );
+}
+
+#[test]
+fn every_answer_has_the_documented_shape() {
+    let server = Server::start(&[]);
+    let paths = [
+        ("jobs.json", "/v1/jobs".to_owned()),
+        ("job.json", format!("/v1/jobs/{KNOWN}")),
+        ("checkpoints.json", format!("/v1/jobs/{KNOWN}/checkpoints")),
+        ("logs.json", format!("/v1/jobs/{KNOWN}/logs")),
+        ("nodes.json", "/v1/nodes".to_owned()),
+        ("health.json", "/health".to_owned()),
+    ];
+    for (golden, path) in paths {
+        let answer = server.get(&path);
+        assert_eq!(answer.status, 200, "{path}: {}", answer.body);
+        check_golden(golden, &answer.json());
+    }
+    let answer = server.upload("", b"\0asm");
+    assert_eq!(answer.status, 201);
+    assert_eq!(
+        answer.headers["location"],
+        format!("/v1/jobs/{KNOWN}").as_str()
+    );
+    check_golden("submitted.json", &answer.json());
+    let answer = server.post(&format!("/v1/jobs/{KNOWN}/cancel"), None, b"");
+    assert_eq!(answer.status, 202);
+    check_golden("cancelled.json", &answer.json());
+    check_golden(
+        "problem.json",
+        &server.get(&format!("/v1/jobs/{UNKNOWN}")).json(),
+    );
+}
+
+#[test]
+fn metrics_are_prometheus_text() {
+    let server = Server::start(&[]);
+    let answer = server.get("/metrics");
+    assert_eq!(
+        (answer.status, answer.headers["content-type"].to_str().ok()),
+        (200, Some("text/plain; version=0.0.4; charset=utf-8"))
+    );
+    assert_eq!(answer.body, metrics::exposition(&metrics_view()));
+    let has = |line: &str| {
+        assert!(
+            answer.body.lines().any(|found| found == line),
+            "{line}\n{}",
+            answer.body
+        )
+    };
+    has("tidemill_slots_free 1");
+    has(&format!(
+        "tidemill_job_restarts_total{{job=\"{KNOWN}\",job_name=\"word \\\"count\\\"\"}} 2"
+    ));
+    has(&format!(
+        "tidemill_job_last_recovery_seconds{{job=\"{KNOWN}\",job_name=\"word \\\"count\\\"\",step=\"running\"}} 0.14"
+    ));
+    // Every sample belongs to the family announced last, and no family is announced twice.
+    let mut announced: Vec<&str> = Vec::new();
+    for line in answer.body.lines() {
+        if let Some(rest) = line.strip_prefix("# TYPE ") {
+            let name = rest.split(' ').next().unwrap_or_default();
+            assert!(!announced.contains(&name), "{name} twice");
+            announced.push(name);
+        } else if !line.starts_with('#') {
+            let name = line.split(['{', ' ']).next().unwrap_or_default();
+            assert_eq!(announced.last(), Some(&name), "{line}");
+            let value = line.rsplit(' ').next().unwrap_or_default();
+            assert!(value.parse::<f64>().is_ok(), "{line}");
+        }
+    }
+}
+
+#[test]
+fn a_submission_carries_its_options() {
+    let server = Server::start(&["checkpoints.retained=5"]);
+    let query = "?name=n&parallelism=4&max_parallelism=64&param=input=/a=b&param.output=%2Fout%20x\
+                 &checkpoint_interval_ms=250&restart=fixed-delay&restart.fixed_delay_attempts=7";
+    assert_eq!(server.upload(query, b"\0asm").status, 201);
+    let options = server.submitted.lock().expect("no test panics here")[0].clone();
+    let parameters = [("input", "/a=b"), ("output", "/out x")];
+    let expected = SubmitOptions {
+        name: Some("n".into()),
+        parameters: parameters
+            .map(|(name, value)| (name.to_owned(), value.to_owned()))
+            .into(),
+        parallelism: Some(4),
+        max_parallelism: Some(64),
+        checkpoint_interval_ms: Some(250),
+        checkpoint_timeout_ms: Some(60_000),
+        tolerable_failed_checkpoints: Some(10),
+        retained_checkpoints: Some(5),
+        restart: Some(RestartStrategy::FixedDelay {
+            attempts: 7,
+            delay_ms: 1000,
+        }),
+    };
+    assert_eq!(options, expected);
+}
+
+#[test]
+fn bad_options_are_named_and_nothing_is_submitted() {
+    let server = Server::start(&[]);
+    let refused = [
+        (
+            "?paralelism=4",
+            "unknown-option",
+            "did you mean `parallelism`",
+        ),
+        (
+            "?colour=red",
+            "unknown-option",
+            "the options are name, parallelism",
+        ),
+        (
+            "?parallelism=four",
+            "bad-query",
+            "`parallelism` must be a whole number",
+        ),
+        ("?parallelism=-1", "bad-query", "`-1`"),
+        ("?parallelism=1&parallelism=2", "bad-query", "given 2 times"),
+        ("?param=input", "bad-query", "param=name=value"),
+        ("?param=a=1&param.a=2", "bad-query", "`a` is given twice"),
+        (
+            "?checkpoints.intervall_ms=1",
+            "bad-option",
+            "did you mean `checkpoints.interval_ms`",
+        ),
+        ("?checkpoints.retained=0", "bad-option", "at least 1"),
+        ("?restart=sometimes", "bad-option", "exponential-delay"),
+    ];
+    for (query, code, words) in refused {
+        let (status, found, message) = server.upload(query, b"\0asm").problem();
+        assert_eq!((status, found.as_str()), (400, code), "{query}");
+        assert!(message.contains(words), "{query}: {message}");
+    }
+    assert!(
+        server
+            .submitted
+            .lock()
+            .expect("no test panics here")
+            .is_empty()
+    );
+}
+
+#[test]
+fn a_bad_upload_says_what_is_wrong_with_it() {
+    let server = Server::start(&["jobmanager.module_bytes_max=16"]);
+    let (status, code, message) = server.upload("", &[0; 17]).problem();
+    assert_eq!((status, code.as_str()), (413, "module-too-large"));
+    assert!(
+        message.contains("17 bytes") && message.contains("16"),
+        "{message}"
+    );
+    let (status, code, message) = server.post("/v1/jobs", Some("text/html"), b"<p>").problem();
+    assert_eq!((status, code.as_str()), (415, "not-wasm"));
+    assert!(
+        message.contains("text/html") && message.contains("application/wasm"),
+        "{message}"
+    );
+    assert_eq!(server.post("/v1/jobs", None, b"\0asm").problem().0, 415);
+    assert_eq!(server.upload("", b"not a module").problem().0, 422);
+    let (status, code, message) = server.upload("", b"same output").problem();
+    assert_eq!((status, code.as_str()), (409, "output-in-use"));
+    assert!(
+        message.contains("/out") && message.contains(ENDED),
+        "{message}"
+    );
+    assert_eq!(server.upload("", &[0; 16]).status, 201);
+}
+
+#[test]
+fn an_upload_of_unknown_length_is_cut_at_the_limit() {
+    let server = Server::start(&["jobmanager.module_bytes_max=16"]);
+    let request = server
+        .agent
+        .post(format!("{}/v1/jobs", server.base))
+        .content_type("application/wasm");
+    let mut body: &[u8] = &[0; 17];
+    let reader: &mut dyn std::io::Read = &mut body;
+    let answer = read(
+        request
+            .send(ureq::SendBody::from_reader(reader))
+            .expect("an answer"),
+    );
+    assert_eq!(answer.problem().1, "module-too-large");
+}
+
+#[test]
+fn what_is_not_there_is_said_with_the_right_status() {
+    let server = Server::start(&[]);
+    let check = |answer: Answer, status, code: &str| {
+        let (found_status, found, message) = answer.problem();
+        assert_eq!((found_status, found.as_str()), (status, code), "{message}");
+    };
+    check(
+        server.get(&format!("/v1/jobs/{UNKNOWN}")),
+        404,
+        "unknown-job",
+    );
+    check(
+        server.get(&format!("/v1/jobs/{UNKNOWN}/checkpoints")),
+        404,
+        "unknown-job",
+    );
+    check(server.get("/v1/jobs/nonsense"), 400, "bad-job-id");
+    check(
+        server.get(&format!("/v1/jobs/{KNOWN}/logs?task=9/9")),
+        404,
+        "unknown-task",
+    );
+    check(
+        server.get(&format!("/v1/jobs/{KNOWN}/logs?task=nine")),
+        400,
+        "bad-query",
+    );
+    check(
+        server.get(&format!("/v1/jobs/{KNOWN}?verbose=1")),
+        400,
+        "unknown-option",
+    );
+    check(server.get("/v2"), 404, "no-such-path");
+    check(server.post("/v1/nodes", None, b""), 405, "no-such-method");
+    check(
+        server.post(&format!("/v1/jobs/{ENDED}/cancel"), None, b""),
+        409,
+        "job-ended",
+    );
+    check(
+        server.post(&format!("/v1/jobs/{UNKNOWN}/cancel"), None, b""),
+        404,
+        "unknown-job",
+    );
+}
+
+#[test]
+fn log_queries_reach_the_driver_within_bounds() {
+    let server = Server::start(&[]);
+    assert_eq!(
+        server
+            .get(&format!(
+                "/v1/jobs/{KNOWN}/logs?task=1/0&after=x&limit=99999999"
+            ))
+            .status,
+        200
+    );
+    assert_eq!(server.get(&format!("/v1/jobs/{KNOWN}/logs")).status, 200);
+    let asked = server.asked.lock().expect("no test panics here").clone();
+    assert_eq!(
+        asked,
+        [
+            format!("logs {:?} Some(\"x\") 10000", Some(TaskId::new(1, 0))),
+            "logs None None 1000".into()
+        ]
+    );
+}
+
+#[test]
+fn a_token_is_asked_for_where_one_is_set() {
+    let server = Server::start(&["jobmanager.rest_token=secret"]);
+    let with = |value: &str| {
+        server
+            .get_with("/v1/jobs", &[("authorization", value)])
+            .status
+    };
+    assert_eq!(server.get("/v1/jobs").status, 401);
+    assert_eq!(server.get("/metrics").status, 401);
+    assert_eq!(
+        (
+            with("Bearer wrong"),
+            with("Basic secret"),
+            with("Bearer secret")
+        ),
+        (401, 401, 200)
+    );
+    assert_eq!(
+        (
+            server.get("/health").status,
+            server.get("/v1/openapi.json").status
+        ),
+        (200, 200)
+    );
+    let answer = server.get("/v1/jobs");
+    assert_eq!(answer.headers["www-authenticate"], "Bearer");
+    assert!(answer.problem().2.contains("TIDEMILL_TOKEN"));
+}
+
+#[test]
+fn without_a_token_no_web_page_can_ask() {
+    let server = Server::start(&[]);
+    let status = |headers: &[(&str, &str)]| server.get_with("/v1/jobs", headers).status;
+    let host = server.base.trim_start_matches("http://").to_owned();
+    assert_eq!(status(&[("host", "evil.example:7421")]), 403);
+    assert_eq!(status(&[("origin", "http://evil.example")]), 403);
+    assert_eq!(status(&[("origin", &server.base), ("host", &host)]), 200);
+    assert_eq!(status(&[("host", "localhost:1")]), 200);
+    assert_eq!(status(&[("host", "[::1]")]), 200);
+}
+
+#[test]
+fn the_api_binds_to_others_only_with_a_token_and_names_a_taken_port() {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .expect("a runtime");
+    let mut config = Config::default();
+    config.jobmanager.rest_address = "0.0.0.0:0".parse().expect("an address");
+    let error = runtime.block_on(bind(&config)).unwrap_err();
+    assert!(
+        matches!(error, BindError::Unprotected { .. }) && error.to_string().contains("rest_token")
+    );
+    let taken = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
+    config.jobmanager.rest_address = taken.local_addr().expect("a bound address");
+    let error = runtime.block_on(bind(&config)).unwrap_err();
+    assert!(matches!(error, BindError::Bind { .. }));
+    assert!(
+        error
+            .to_string()
+            .contains(&config.jobmanager.rest_address.to_string()),
+        "{error}"
+    );
+}
+
+#[test]
+fn the_api_stops_when_told() {
+    let mut server = Server::start(&[]);
+    assert_eq!(server.get("/health").status, 200);
+    drop(server.stop.take());
+    let served = server.served.take().expect("served once");
+    server
+        .runtime
+        .block_on(served)
+        .expect("no panic")
+        .expect("a clean end");
+}
+
+#[test]
+fn the_description_covers_every_path_and_resolves_its_references() {
+    let server = Server::start(&[]);
+    let description = server.get("/v1/openapi.json").json();
+    assert_eq!(
+        description,
+        serde_json::to_value(Description::openapi()).expect("JSON")
+    );
+    let paths = description["paths"].as_object().expect("paths");
+    let found: Vec<&str> = paths.keys().map(String::as_str).collect();
+    let expected = [
+        "/health",
+        "/metrics",
+        "/v1/jobs",
+        "/v1/jobs/{job}",
+        "/v1/jobs/{job}/cancel",
+        "/v1/jobs/{job}/checkpoints",
+        "/v1/jobs/{job}/logs",
+        "/v1/nodes",
+    ];
+    assert_eq!(found, expected);
+    assert!(paths["/v1/jobs"]["post"]["requestBody"]["content"]["application/wasm"].is_object());
+    let mut references = Vec::new();
+    collect_references(&description, &mut references);
+    assert!(references.contains(&"#/components/schemas/JobDetail".to_owned()));
+    for reference in references {
+        let pointer = reference.trim_start_matches('#');
+        assert!(
+            description.pointer(pointer).is_some(),
+            "{reference} leads nowhere"
+        );
+    }
+}
+
+fn collect_references(value: &Value, found: &mut Vec<String>) {
+    match value {
+        Value::Object(fields) => {
+            found.extend(
+                fields
+                    .get("$ref")
+                    .and_then(Value::as_str)
+                    .map(str::to_owned),
+            );
+            fields
+                .values()
+                .for_each(|value| collect_references(value, found));
+        }
+        Value::Array(items) => items
+            .iter()
+            .for_each(|item| collect_references(item, found)),
+        _ => {}
+    }
+}
+
+#[test]
+fn views_survive_their_json() {
+    let text = serde_json::to_string(&detail()).expect("JSON");
+    assert_eq!(
+        serde_json::from_str::<JobDetail>(&text).expect("its own JSON"),
+        detail()
+    );
+    assert_eq!(
+        json!({ "status": JobStatus::Waiting }),
+        json!({ "status": "waiting" })
+    );
+}
