@@ -103,7 +103,7 @@ pub enum SubmitError {
     },
     /// The module is larger than the cluster accepts.
     #[error(
-        "the module has {len} bytes, and this cluster accepts {max}: build with `--release`, strip debug information, or raise `limits.module_max_bytes`"
+        "the module has {len} bytes, and this cluster accepts {max}: build with `--release`, strip debug information, or raise `jobmanager.module_bytes_max`"
     )]
     TooLarge {
         /// Its length in bytes.
