@@ -65,7 +65,7 @@ impl<S: Source> Chain for Polled<S> {
 }
 
 /// A chain with one operator more.
-pub struct Then<C, O> {
+pub(crate) struct Then<C, O> {
     pub(crate) before: C,
     pub(crate) operator: O,
 }
@@ -82,7 +82,7 @@ impl<C: Chain, O: Operator<C::Out, Out: 'static>> Chain for Then<C, O> {
 pub(crate) type BranchSlot<T> = Rc<RefCell<Option<Box<dyn Push<T>>>>>;
 
 /// The head of one branch of a split.
-pub struct Branch<T> {
+pub(crate) struct Branch<T> {
     pub(crate) slot: BranchSlot<T>,
 }
 
@@ -105,7 +105,10 @@ pub(crate) struct Split<T, F> {
 
 impl<T, F> Split<T, F> {
     pub(crate) fn new(choose: F, slots: Vec<BranchSlot<T>>) -> Self {
-        Self { choose, branches: slots.into_iter().map(|slot| (Vec::new(), slot)).collect() }
+        Self {
+            choose,
+            branches: slots.into_iter().map(|slot| (Vec::new(), slot)).collect(),
+        }
     }
 }
 
@@ -115,7 +118,10 @@ impl<T: 'static, F: FnMut(&T) -> usize + 'static> Push<T> for Split<T, F> {
         let chosen = (self.choose)(&record);
         let count = self.branches.len();
         let Some((collected, slot)) = self.branches.get_mut(chosen) else {
-            panic!("a split chose branch {chosen}, but its branches are 0 to {}", count - 1)
+            panic!(
+                "a split chose branch {chosen}, but its branches are 0 to {}",
+                count - 1
+            )
         };
         collected.push(record);
         if collected.len() >= BRANCH_RECORDS {
@@ -140,5 +146,9 @@ impl<T: 'static, F: FnMut(&T) -> usize + 'static> Push<T> for Split<T, F> {
 
 /// Calls a branch, which is there because the plan refuses a graph with an open end.
 fn on_branch<T, R>(slot: &BranchSlot<T>, call: impl FnOnce(&mut Box<dyn Push<T>>) -> R) -> R {
-    call(slot.borrow_mut().as_mut().expect("every branch of a checked graph is closed"))
+    call(
+        slot.borrow_mut()
+            .as_mut()
+            .expect("every branch of a checked graph is closed"),
+    )
 }

@@ -4,14 +4,12 @@
 use core::fmt::Debug;
 use core::marker::PhantomData;
 use std::collections::BTreeMap;
-use std::rc::Rc;
 
 use tidemill_abi::{ConnectorSpec, StageInput};
 
 use crate::chain::{Batches, Chain, Polled, Seat};
 use crate::format::{Debugged, Format, Raw, Text};
 use crate::output::{DiscardOutput, SinkOutput};
-use crate::plan::Plan;
 use crate::push::Push;
 use crate::record::Bytes;
 use crate::runner::SourceRecords;
@@ -41,7 +39,10 @@ pub fn discard() -> Discard {
 }
 
 fn spec(kind: &str) -> ConnectorSpec {
-    ConnectorSpec { kind: kind.to_owned(), options: BTreeMap::new() }
+    ConnectorSpec {
+        kind: kind.to_owned(),
+        options: BTreeMap::new(),
+    }
 }
 
 /// Adds options by value.
@@ -69,7 +70,11 @@ impl Files {
 
     /// As a source: at most so many records a second from each subtask. 0 means no limit.
     pub fn rate(self, per_second: u64) -> Self {
-        if per_second == 0 { self } else { self.option("rate_per_second", per_second) }
+        if per_second == 0 {
+            self
+        } else {
+            self.option("rate_per_second", per_second)
+        }
     }
 
     /// As a source: files longer than this are read in parts of this many bytes, by several subtasks.
@@ -79,12 +84,18 @@ impl Files {
 
     /// As a source: each line of text is a record, without its end.
     pub fn lines(self) -> Native<String> {
-        Native { connector: self.0, item: PhantomData }
+        Native {
+            connector: self.0,
+            item: PhantomData,
+        }
     }
 
     /// As a source: the bytes of each line are a record, without its end.
     pub fn bytes(self) -> Native<Bytes> {
-        Native { connector: self.0, item: PhantomData }
+        Native {
+            connector: self.0,
+            item: PhantomData,
+        }
     }
 
     /// As a sink: each record a line of JSON.
@@ -104,7 +115,10 @@ impl Files {
     }
 
     fn lines_of<R>(self, format: R) -> Formatted<R> {
-        Formatted { connector: self.0.with("records", "lines"), format }
+        Formatted {
+            connector: self.0.with("records", "lines"),
+            format,
+        }
     }
 }
 
@@ -121,7 +135,11 @@ impl Generator {
 
     /// At most so many numbers a second from each subtask. 0 means no limit.
     pub fn rate(self, per_second: u64) -> Self {
-        if per_second == 0 { self } else { self.option("rate", per_second) }
+        if per_second == 0 {
+            self
+        } else {
+            self.option("rate", per_second)
+        }
     }
 }
 
@@ -139,12 +157,18 @@ impl Print {
     /// Prints records as JSON.
     #[cfg(feature = "json")]
     pub fn json(self) -> Formatted<crate::format::Json> {
-        Formatted { connector: self.0, format: crate::format::Json }
+        Formatted {
+            connector: self.0,
+            format: crate::format::Json,
+        }
     }
 
     /// Prints records as they display themselves.
     pub fn text(self) -> Formatted<Text> {
-        Formatted { connector: self.0, format: Text }
+        Formatted {
+            connector: self.0,
+            format: Text,
+        }
     }
 }
 
@@ -178,18 +202,25 @@ pub trait IntoSource {
     fn describe(&self) -> (StageInput, String, bool);
 
     #[doc(hidden)]
-    fn into_head(self, plan: Rc<Plan>, stage: u32) -> Self::Head;
+    fn into_head(self, seat: Seat) -> Self::Head;
 }
 
 impl<T: FromFrame> IntoSource for Native<T> {
     type Head = Batches<SourceRecords<T>>;
 
     fn describe(&self) -> (StageInput, String, bool) {
-        (StageInput::Connector(self.connector.clone()), self.connector.kind.clone(), false)
+        (
+            StageInput::Connector(self.connector.clone()),
+            self.connector.kind.clone(),
+            false,
+        )
     }
 
-    fn into_head(self, plan: Rc<Plan>, stage: u32) -> Self::Head {
-        Batches { seat: Seat { plan, stage }, decoder: SourceRecords(PhantomData) }
+    fn into_head(self, seat: Seat) -> Self::Head {
+        Batches {
+            seat,
+            decoder: SourceRecords(PhantomData),
+        }
     }
 }
 
@@ -197,11 +228,18 @@ impl IntoSource for Generator {
     type Head = Batches<SourceRecords<u64>>;
 
     fn describe(&self) -> (StageInput, String, bool) {
-        (StageInput::Connector(self.0.clone()), self.0.kind.clone(), false)
+        (
+            StageInput::Connector(self.0.clone()),
+            self.0.kind.clone(),
+            false,
+        )
     }
 
-    fn into_head(self, plan: Rc<Plan>, stage: u32) -> Self::Head {
-        Batches { seat: Seat { plan, stage }, decoder: SourceRecords(PhantomData) }
+    fn into_head(self, seat: Seat) -> Self::Head {
+        Batches {
+            seat,
+            decoder: SourceRecords(PhantomData),
+        }
     }
 }
 
@@ -212,8 +250,8 @@ impl<S: Source> IntoSource for S {
         (StageInput::Guest, "source".to_owned(), true)
     }
 
-    fn into_head(self, plan: Rc<Plan>, stage: u32) -> Self::Head {
-        Polled { seat: Seat { plan, stage }, source: self }
+    fn into_head(self, seat: Seat) -> Self::Head {
+        Polled { seat, source: self }
     }
 }
 

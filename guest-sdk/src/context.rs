@@ -101,6 +101,10 @@ impl Context {
         #[cfg(target_arch = "wasm32")]
         crate::host::emit(output, target, batch);
         #[cfg(not(target_arch = "wasm32"))]
-        self.outbox.push(Emission { output, target, batch: batch.to_vec() });
+        self.outbox.push(Emission {
+            output,
+            target,
+            batch: batch.to_vec(),
+        });
     }
 }

@@ -49,7 +49,10 @@ impl<T: AsRef<[u8]>> Format<T> for Raw {
 impl<T: serde::Serialize> Format<T> for Json {
     fn write(&self, record: &T, buffer: &mut Vec<u8>) {
         if let Err(error) = serde_json::to_writer(buffer, record) {
-            panic!("a record of type `{}` could not be written as JSON: {error}", core::any::type_name::<T>());
+            panic!(
+                "a record of type `{}` could not be written as JSON: {error}",
+                core::any::type_name::<T>()
+            );
         }
     }
 }

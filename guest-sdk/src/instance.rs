@@ -9,12 +9,27 @@ use crate::context::Context;
 use crate::job::{Job, Outcome, build};
 use crate::plan::Purpose;
 use crate::push::{Progress, Signal};
-use crate::runner::{Polled, Runner};
+use crate::runner::{PollEnd, Runner};
 
 /// Runs a job function for its graph.
-pub(crate) fn describe<R: Outcome>(function: fn(&mut Job) -> R, name: &str, request: DescribeRequest) -> Result<JobGraph, String> {
-    let DescribeRequest { parameters, allow_missing_parameters } = request;
-    let plan = build(function, name, Purpose { parameters, allow_missing_parameters, instance: None });
+pub(crate) fn describe<R: Outcome>(
+    function: fn(&mut Job) -> R,
+    name: &str,
+    request: DescribeRequest,
+) -> Result<JobGraph, String> {
+    let DescribeRequest {
+        parameters,
+        allow_missing_parameters,
+    } = request;
+    let plan = build(
+        function,
+        name,
+        Purpose {
+            parameters,
+            allow_missing_parameters,
+            instance: None,
+        },
+    );
     plan.seal().map(|(graph, _)| graph)
 }
 
@@ -43,14 +58,23 @@ pub(crate) struct Instance {
 
 impl Instance {
     /// Builds the job's graph, keeps one stage of it, and gives the graph's hash.
-    pub(crate) fn open<R: Outcome>(function: fn(&mut Job) -> R, name: &str, request: OpenRequest) -> Result<(Self, u64), String> {
+    pub(crate) fn open<R: Outcome>(
+        function: fn(&mut Job) -> R,
+        name: &str,
+        request: OpenRequest,
+    ) -> Result<(Self, u64), String> {
         let cx = Context::new(request.subtask, request.parallelism);
         let stage = request.stage;
         let parameters = request.parameters.clone();
-        let purpose = Purpose { parameters, allow_missing_parameters: false, instance: Some(request) };
+        let purpose = Purpose {
+            parameters,
+            allow_missing_parameters: false,
+            instance: Some(request),
+        };
         let (graph, runner) = build(function, name, purpose).seal()?;
         let stages = graph.stages.len();
-        let runner = runner.ok_or_else(|| format!("the job has {stages} stages, and no stage {stage}"))?;
+        let runner =
+            runner.ok_or_else(|| format!("the job has {stages} stages, and no stage {stage}"))?;
         let instance = Self {
             runner,
             cx,
@@ -69,7 +93,11 @@ impl Instance {
     pub(crate) fn process(&mut self, inbox: &mut Vec<u8>, len: usize, now_ms: u64) -> Step {
         self.begin("process", now_ms);
         self.position = 0;
-        if self.runner.process(&inbox[..len], &mut self.position, &mut self.cx) == Progress::More {
+        if self
+            .runner
+            .process(&inbox[..len], &mut self.position, &mut self.cx)
+            == Progress::More
+        {
             mem::swap(inbox, &mut self.held);
             self.held_len = len;
             return self.end(Some(Pending::Process));
@@ -89,7 +117,11 @@ impl Instance {
 
     fn resume_process(&mut self, inbox: &mut Vec<u8>, now_ms: u64) -> Step {
         self.begin("resume", now_ms);
-        let progress = self.runner.process(&self.held[..self.held_len], &mut self.position, &mut self.cx);
+        let progress = self.runner.process(
+            &self.held[..self.held_len],
+            &mut self.position,
+            &mut self.cx,
+        );
         if progress == Progress::More {
             return self.end(Some(Pending::Process));
         }
@@ -117,12 +149,12 @@ impl Instance {
         }
         self.idle_until_ms = None;
         match self.runner.poll(&mut self.cx) {
-            Polled::More => self.end(Some(Pending::Poll)),
-            Polled::IdleUntil(until_ms) => {
+            PollEnd::More => self.end(Some(Pending::Poll)),
+            PollEnd::IdleUntil(until_ms) => {
                 self.idle_until_ms = Some(until_ms);
                 self.end(None)
             }
-            Polled::Ended => {
+            PollEnd::Ended => {
                 self.ended = true;
                 self.end(None)
             }
@@ -130,6 +162,10 @@ impl Instance {
     }
 
     /// Takes a port's watermark.
+    #[cfg_attr(
+        not(target_arch = "wasm32"),
+        allow(dead_code, reason = "only hosts have event time; unit tests call this")
+    )]
     pub(crate) fn watermark(&mut self, port: u32, timestamp_ms: i64, now_ms: u64) -> Step {
         match self.runner.watermark(port, timestamp_ms) {
             Some(of_stage_ms) => self.signal(Signal::Watermark(of_stage_ms), now_ms),
@@ -166,7 +202,11 @@ impl Instance {
     }
 
     fn begin(&mut self, call: &str, now_ms: u64) {
-        assert!(self.pending.is_none(), "the host called `{call}` before an earlier call was complete ({:?})", self.pending);
+        assert!(
+            self.pending.is_none(),
+            "the host called `{call}` before an earlier call was complete ({:?})",
+            self.pending
+        );
         self.cx.begin_call(now_ms);
     }
 
@@ -178,7 +218,139 @@ impl Instance {
             None if self.ended => Status::Ended,
             None => Status::Done,
         };
-        let deadline_ms = [self.cx.deadline_ms(), self.idle_until_ms].into_iter().flatten().min();
-        Step { status, deadline_ms }
+        let deadline_ms = [self.cx.deadline_ms(), self.idle_until_ms]
+            .into_iter()
+            .flatten()
+            .min();
+        Step {
+            status,
+            deadline_ms,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::prelude::*;
+    use tidemill_abi::{KEY_GROUP_DEFAULT_MAX, framed};
+
+    fn open(job: fn(&mut Job), stage: u32, output_parallelism: &[u32]) -> Instance {
+        let request = OpenRequest {
+            stage,
+            subtask: 0,
+            parallelism: 1,
+            max_parallelism: KEY_GROUP_DEFAULT_MAX,
+            output_parallelism: output_parallelism.to_vec(),
+            parameters: Default::default(),
+        };
+        Instance::open(job, "job", request)
+            .expect("the job is right")
+            .0
+    }
+
+    fn emitted(instance: &mut Instance) -> Vec<u8> {
+        mem::take(&mut instance.cx.outbox)
+            .into_iter()
+            .flat_map(|emission| emission.batch)
+            .collect()
+    }
+
+    /// Makes a hundred kilobytes of each number.
+    fn inflate(job: &mut Job) {
+        job.source(generator(10))
+            .map(|n| n.to_string().repeat(100_000))
+            .sink(files("out").text());
+    }
+
+    #[test]
+    fn much_output_stops_a_call_between_two_records_and_the_next_goes_on_there() {
+        let mut instance = open(inflate, 0, &[1]);
+        let mut inbox = Vec::new();
+        for n in 0..10u64 {
+            framed::push(&mut inbox, &n.to_le_bytes());
+        }
+        let batch = inbox.len();
+        let mut step = instance.process(&mut inbox, batch, 1);
+        let mut calls = 1;
+        let mut written = emitted(&mut instance);
+        while step.status == Status::More {
+            // The host may write its next batch meanwhile, and may bring a barrier.
+            inbox.fill(0xff);
+            instance.flush();
+            step = instance.resume(&mut inbox, 2);
+            calls += 1;
+            written.extend(emitted(&mut instance));
+        }
+        let heads: Vec<u8> = framed::records(&written)
+            .map(|record| record.expect("whole")[0])
+            .collect();
+        assert_eq!(heads, b"0123456789");
+        assert_eq!(calls, 4, "each call stops after a quarter of a mebibyte");
+        assert_eq!((instance.cx.records_in, instance.cx.records_out), (10, 10));
+    }
+
+    /// Passes watermarks on as records.
+    struct Watermarks;
+
+    impl Operator<u64> for Watermarks {
+        type Out = i64;
+
+        fn process(&mut self, _record: u64, _out: &mut impl Emit<i64>) {}
+
+        fn watermark(&mut self, timestamp_ms: i64, out: &mut impl Emit<i64>) {
+            out.emit(timestamp_ms);
+        }
+    }
+
+    fn joined(job: &mut Job) {
+        job.source(generator(1))
+            .union(job.source(generator(1)))
+            .apply(Watermarks)
+            .sink(print());
+    }
+
+    #[test]
+    fn a_stages_watermark_is_the_least_of_its_ports_and_never_goes_back() {
+        let mut instance = open(joined, 2, &[1]);
+        for (port, timestamp_ms) in [(0, 10), (1, 5), (1, 7), (0, 3), (1, 20), (7, 99)] {
+            assert_eq!(instance.watermark(port, timestamp_ms, 1), Step::DONE);
+        }
+        instance.flush();
+        let written = emitted(&mut instance);
+        let lines: Vec<&[u8]> = framed::records(&written)
+            .map(|record| record.expect("whole"))
+            .collect();
+        assert_eq!(lines, [b"5", b"7", &b"10"[..]]);
+    }
+
+    #[test]
+    #[should_panic(expected = "before an earlier call was complete")]
+    fn input_before_an_earlier_call_is_complete_is_a_hosts_mistake() {
+        let mut instance = open(inflate, 0, &[1]);
+        let mut inbox = Vec::new();
+        for n in 0..10u64 {
+            framed::push(&mut inbox, &n.to_le_bytes());
+        }
+        let batch = inbox.len();
+        assert_eq!(instance.process(&mut inbox, batch, 1).status, Status::More);
+        let _ = instance.timer(1);
+    }
+
+    #[test]
+    fn a_stage_that_the_job_does_not_have_cannot_be_opened() {
+        let request = OpenRequest {
+            stage: 9,
+            subtask: 0,
+            parallelism: 1,
+            max_parallelism: 128,
+            output_parallelism: Vec::new(),
+            parameters: Default::default(),
+        };
+        let error = Instance::open(inflate, "job", request).err();
+        assert_eq!(
+            error.as_deref(),
+            Some("the job has 1 stages, and no stage 9")
+        );
     }
 }

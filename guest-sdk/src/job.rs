@@ -3,6 +3,7 @@
 use core::fmt::Display;
 use std::rc::Rc;
 
+use crate::chain::Seat;
 use crate::connector::IntoSource;
 use crate::param::Param;
 use crate::plan::{Plan, Purpose};
@@ -19,14 +20,20 @@ impl Job {
     pub fn source<S: IntoSource>(&self, source: S) -> Stream<S::Head> {
         let (input, kind, closure_state) = source.describe();
         let stage = self.plan.open_stage(input, 0);
-        let head = source.into_head(Rc::clone(&self.plan), stage);
+        let head = source.into_head(Seat {
+            plan: Rc::clone(&self.plan),
+            stage,
+        });
         let place = self.plan.add_operator(stage, &kind, false, closure_state);
         Stream::begin(Rc::clone(&self.plan), place, head)
     }
 
     /// Asks for a parameter of the submission.
     pub fn param(&self, name: &str) -> Param<'_> {
-        Param { plan: &self.plan, name: name.to_owned() }
+        Param {
+            plan: &self.plan,
+            name: name.to_owned(),
+        }
     }
 
     /// Names the job; without this it is called like its function. A submission may give another name.
@@ -55,9 +62,15 @@ impl<E: Display> Outcome for Result<(), E> {
 }
 
 /// Runs a job function and gives the plan it built, not yet checked.
-pub(crate) fn build<R: Outcome>(function: fn(&mut Job) -> R, name: &str, purpose: Purpose) -> Rc<Plan> {
+pub(crate) fn build<R: Outcome>(
+    function: fn(&mut Job) -> R,
+    name: &str,
+    purpose: Purpose,
+) -> Rc<Plan> {
     let plan = Rc::new(Plan::new(name, purpose));
-    let mut job = Job { plan: Rc::clone(&plan) };
+    let mut job = Job {
+        plan: Rc::clone(&plan),
+    };
     if let Some(mistake) = function(&mut job).mistake() {
         plan.mistake(mistake);
     }

@@ -6,12 +6,11 @@ use serde::Serialize;
 use serde::de::DeserializeOwned;
 use std::collections::hash_map::IntoIter;
 
-use crate::chain::{Batches, Chain};
+use crate::chain::Chain;
 use crate::context::Context;
 use crate::operator::{Emit, KeyedOperator};
 use crate::push::{Outlet, Progress, Push, Signal};
 use crate::record::Record;
-use crate::runner::EdgeRecords;
 use crate::state::{Key, KeyTimers, KeyedState, State};
 use crate::stream::{Received, Stream};
 
@@ -23,46 +22,70 @@ pub struct KeyedStream<T: Record, K, F> {
     key_type: PhantomData<fn() -> K>,
 }
 
-/// The chain of a stream after a keyed operator.
-pub type KeyedChain<T, K, F, I, O> = Keyed<Batches<EdgeRecords<T>>, K, F, I, O>;
-
 impl<T: Record, K: Key, F: Fn(&T) -> K + 'static> KeyedStream<T, K, F> {
     pub(crate) fn new(stream: Received<T>, key: F) -> Self {
-        Self { stream, key, key_type: PhantomData }
+        Self {
+            stream,
+            key,
+            key_type: PhantomData,
+        }
     }
 
     /// Keeps a state for each key, changed by each record, and goes on with the key and its state after every record.
-    pub fn fold<S, I, G>(self, create: I, fold: G) -> Stream<KeyedChain<T, K, F, I, Rolling<S, G>>>
+    pub fn fold<S, I, G>(self, create: I, fold: G) -> Stream<impl Chain<Out = (K, S)>>
     where
         S: State + Clone,
         I: Fn() -> S + 'static,
         G: FnMut(&mut S, T) + 'static,
     {
         let closure_state = size_of::<G>() > 0;
-        self.keyed("fold", closure_state, create, Rolling { fold, state: PhantomData })
+        self.keyed(
+            "fold",
+            closure_state,
+            create,
+            Rolling {
+                fold,
+                state: PhantomData,
+            },
+        )
     }
 
     /// Keeps a state for each key, changed by each record, and goes on with each key and its last state when the input
     /// has ended.
-    pub fn fold_until_end<S, I, G>(self, create: I, fold: G) -> Stream<KeyedChain<T, K, F, I, AtEnd<S, G>>>
+    pub fn fold_until_end<S, I, G>(self, create: I, fold: G) -> Stream<impl Chain<Out = (K, S)>>
     where
         S: State,
         I: Fn() -> S + 'static,
         G: FnMut(&mut S, T) + 'static,
     {
         let closure_state = size_of::<G>() > 0;
-        self.keyed("fold_until_end", closure_state, create, AtEnd { fold, state: PhantomData })
+        self.keyed(
+            "fold_until_end",
+            closure_state,
+            create,
+            AtEnd {
+                fold,
+                state: PhantomData,
+            },
+        )
     }
 
     /// Counts the records of each key, and goes on with the key and its count after every record.
-    #[expect(clippy::type_complexity, reason = "operators are composed statically, and a chain's type is its operators")]
-    pub fn count(self) -> Stream<KeyedChain<T, K, F, fn() -> u64, Rolling<u64, fn(&mut u64, T)>>> {
-        let fold: fn(&mut u64, T) = |count, _| *count += 1;
-        self.keyed("count", false, || 0, Rolling { fold, state: PhantomData })
+    pub fn count(self) -> Stream<impl Chain<Out = (K, u64)>> {
+        let fold = |count: &mut u64, _: T| *count += 1;
+        self.keyed(
+            "count",
+            false,
+            || 0,
+            Rolling {
+                fold,
+                state: PhantomData,
+            },
+        )
     }
 
     /// Combines the records of each key into one, and goes on with the key and the combination after every record.
-    pub fn reduce<G>(self, combine: G) -> Stream<KeyedChain<T, K, F, fn() -> Option<T>, Reduce<G>>>
+    pub fn reduce<G>(self, combine: G) -> Stream<impl Chain<Out = (K, T)>>
     where
         T: Clone,
         G: FnMut(T, T) -> T + 'static,
@@ -72,7 +95,7 @@ impl<T: Record, K: Key, F: Fn(&T) -> K + 'static> KeyedStream<T, K, F> {
     }
 
     /// Goes on with the output of a keyed operator of the job's own, whose state for a new key is the default.
-    pub fn process<O>(self, operator: O) -> Stream<KeyedChain<T, K, F, fn() -> O::State, O>>
+    pub fn process<O>(self, operator: O) -> Stream<impl Chain<Out = O::Out>>
     where
         O: KeyedOperator<K, T, State: Default, Out: 'static>,
     {
@@ -82,22 +105,40 @@ impl<T: Record, K: Key, F: Fn(&T) -> K + 'static> KeyedStream<T, K, F> {
 
     /// Names the exchange, for people.
     pub fn name(self, name: &str) -> Self {
-        Self { stream: self.stream.name(name), ..self }
+        Self {
+            stream: self.stream.name(name),
+            ..self
+        }
     }
 
     /// Fixes the number of subtasks of the stage that the exchange leads to.
     pub fn parallelism(self, parallelism: u32) -> Self {
-        Self { stream: self.stream.parallelism(parallelism), ..self }
+        Self {
+            stream: self.stream.parallelism(parallelism),
+            ..self
+        }
     }
 
-    fn keyed<I, O>(self, kind: &str, closure_state: bool, create: I, operator: O) -> Stream<KeyedChain<T, K, F, I, O>>
+    fn keyed<I, O>(
+        self,
+        kind: &str,
+        closure_state: bool,
+        create: I,
+        operator: O,
+    ) -> Stream<impl Chain<Out = O::Out>>
     where
         I: Fn() -> O::State + 'static,
         O: KeyedOperator<K, T, Out: 'static>,
     {
         let place = self.stream.add_operator(kind, true, closure_state);
-        let logic = Logic { key: self.key, create, operator, key_type: PhantomData };
-        self.stream.become_chain(place, |before| Keyed { before, logic })
+        let logic = Logic {
+            key: self.key,
+            create,
+            operator,
+            key_type: PhantomData,
+        };
+        self.stream
+            .become_chain(place, |before| Keyed { before, logic })
     }
 }
 
@@ -110,7 +151,7 @@ struct Logic<K, F, I, O> {
 }
 
 /// A chain that ends with a keyed operator.
-pub struct Keyed<C, K, F, I, O> {
+struct Keyed<C, K, F, I, O> {
     before: C,
     logic: Logic<K, F, I, O>,
 }
@@ -127,7 +168,13 @@ where
 
     fn close(self, next: impl Push<O::Out>) {
         let (states, timers) = (KeyedState::default(), KeyTimers::default());
-        self.before.close(KeyedApplied { logic: self.logic, states, timers, ending: None, next });
+        self.before.close(KeyedApplied {
+            logic: self.logic,
+            states,
+            timers,
+            ending: None,
+            next,
+        });
     }
 }
 
@@ -158,11 +205,25 @@ where
 {
     #[inline]
     fn push(&mut self, record: T, cx: &mut Context) {
-        let Logic { key, create, operator, .. } = &mut self.logic;
+        let Logic {
+            key,
+            create,
+            operator,
+            ..
+        } = &mut self.logic;
         let key = key(&record);
         let state = self.states.get_or_create(&key, &*create);
         let mut timer_ms = None;
-        operator.process(&key, state, record, &mut Outlet { next: &mut self.next, cx, timer_ms: &mut timer_ms });
+        operator.process(
+            &key,
+            state,
+            record,
+            &mut Outlet {
+                next: &mut self.next,
+                cx,
+                timer_ms: &mut timer_ms,
+            },
+        );
         let spent = operator.is_spent(state);
         self.settle_key(key, timer_ms, spent);
     }
@@ -198,9 +259,19 @@ impl<K: Key, S: State, F, I, O, P> KeyedApplied<K, S, F, I, O, P> {
     {
         let mut fired = 0;
         while let Some(key) = self.timers.pop_due(cx.now_ms()) {
-            let Some(state) = self.states.get_mut(&key) else { continue };
+            let Some(state) = self.states.get_mut(&key) else {
+                continue;
+            };
             let mut timer_ms = None;
-            self.logic.operator.timer(&key, state, &mut Outlet { next: &mut self.next, cx, timer_ms: &mut timer_ms });
+            self.logic.operator.timer(
+                &key,
+                state,
+                &mut Outlet {
+                    next: &mut self.next,
+                    cx,
+                    timer_ms: &mut timer_ms,
+                },
+            );
             let spent = self.logic.operator.is_spent(state);
             self.settle_key(key, timer_ms, spent);
             fired += 1;
@@ -225,10 +296,20 @@ impl<K: Key, S: State, F, I, O, P> KeyedApplied<K, S, F, I, O, P> {
     {
         let ending = self.ending.get_or_insert_with(|| self.states.drain());
         for _ in 0..FINISH_KEYS {
-            let Some((key, state)) = ending.next() else { return Progress::Done };
+            let Some((key, state)) = ending.next() else {
+                return Progress::Done;
+            };
             // Nothing will call a timer after the end.
             let mut timer_ms = None;
-            self.logic.operator.finish(key, state, &mut Outlet { next: &mut self.next, cx, timer_ms: &mut timer_ms });
+            self.logic.operator.finish(
+                key,
+                state,
+                &mut Outlet {
+                    next: &mut self.next,
+                    cx,
+                    timer_ms: &mut timer_ms,
+                },
+            );
             if cx.call_is_full() {
                 break;
             }
@@ -238,12 +319,14 @@ impl<K: Key, S: State, F, I, O, P> KeyedApplied<K, S, F, I, O, P> {
 }
 
 /// Folds, and emits the state after every record.
-pub struct Rolling<S, G> {
+struct Rolling<S, G> {
     fold: G,
     state: PhantomData<fn() -> S>,
 }
 
-impl<K: Key, T, S: State + Clone, G: FnMut(&mut S, T) + 'static> KeyedOperator<K, T> for Rolling<S, G> {
+impl<K: Key, T, S: State + Clone, G: FnMut(&mut S, T) + 'static> KeyedOperator<K, T>
+    for Rolling<S, G>
+{
     type State = S;
     type Out = (K, S);
 
@@ -255,7 +338,7 @@ impl<K: Key, T, S: State + Clone, G: FnMut(&mut S, T) + 'static> KeyedOperator<K
 }
 
 /// Folds, and emits the state at the end of the input.
-pub struct AtEnd<S, G> {
+struct AtEnd<S, G> {
     fold: G,
     state: PhantomData<fn() -> S>,
 }
@@ -275,7 +358,7 @@ impl<K: Key, T, S: State, G: FnMut(&mut S, T) + 'static> KeyedOperator<K, T> for
 }
 
 /// Combines records two by two.
-pub struct Reduce<G>(G);
+struct Reduce<G>(G);
 
 impl<K, T, G> KeyedOperator<K, T> for Reduce<G>
 where

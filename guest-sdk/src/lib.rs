@@ -62,14 +62,15 @@ pub mod testing;
 
 pub use chain::Chain;
 pub use connector::{
-    Discard, Files, Formatted, Generator, IntoSink, IntoSource, Native, Print, discard, files, generator, print,
+    Discard, Files, Formatted, Generator, IntoSink, IntoSource, Native, Print, discard, files,
+    generator, print,
 };
 pub use context::Context;
 #[cfg(feature = "json")]
 pub use format::Json;
 pub use format::{Debugged, Format, Raw, Text};
 pub use job::{Job, Outcome};
-pub use keyed::{KeyedChain, KeyedStream};
+pub use keyed::KeyedStream;
 pub use operator::{Emit, KeyedOperator, Operator};
 pub use output::key_hash;
 pub use param::{Param, ParamValue};
@@ -77,7 +78,7 @@ pub use push::{Progress, Push, Signal};
 pub use record::{ByteArray, Bytes, Record};
 pub use source::{FromFrame, Next, Source};
 pub use state::{FixedHasher, Key, KeyedState, State, WordHasher};
-pub use stream::{Received, Sink, Stream};
+pub use stream::{Sink, Stream};
 pub use tidemill_abi as abi;
 pub use tidemill_macros::job;
 
@@ -85,7 +86,7 @@ pub use tidemill_macros::job;
 /// would be discarded in a Wasm instance.
 pub mod prelude {
     pub use crate::{
-        ByteArray, Bytes, Chain, Context, Emit, Job, KeyedOperator, KeyedState, Next, Operator, Progress, Source, Stream, dbg,
-        discard, eprintln, files, generator, print, println,
+        ByteArray, Bytes, Chain, Context, Emit, Job, KeyedOperator, KeyedState, Next, Operator,
+        Progress, Source, Stream, dbg, discard, eprintln, files, generator, print, println,
     };
 }

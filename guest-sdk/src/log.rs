@@ -26,7 +26,9 @@ pub fn err(line: Arguments<'_>) {
 /// needs no installing after a restore.
 #[cfg(target_arch = "wasm32")]
 pub(crate) fn install_panic_hook() {
-    std::panic::set_hook(Box::new(|info| crate::host::log(LogLevel::Panic, &info.to_string())));
+    std::panic::set_hook(Box::new(|info| {
+        crate::host::log(LogLevel::Panic, &info.to_string())
+    }));
 }
 
 /// Writes a line to the task's log: std's `println!`, which a Wasm instance would discard.

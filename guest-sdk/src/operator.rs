@@ -102,7 +102,13 @@ pub trait KeyedOperator<K, T>: 'static {
     type Out;
 
     /// Handles one record of a key.
-    fn process(&mut self, key: &K, state: &mut Self::State, record: T, out: &mut impl Emit<Self::Out>);
+    fn process(
+        &mut self,
+        key: &K,
+        state: &mut Self::State,
+        record: T,
+        out: &mut impl Emit<Self::Out>,
+    );
 
     /// The key's timer is due.
     fn timer(&mut self, key: &K, state: &mut Self::State, out: &mut impl Emit<Self::Out>) {
@@ -122,16 +128,16 @@ pub trait KeyedOperator<K, T>: 'static {
 }
 
 /// Gives each record to a closure and sends its result on.
-pub struct Map<F>(pub(crate) F);
+pub(crate) struct Map<F>(pub(crate) F);
 
 /// Sends on the records for which a closure says yes.
-pub struct Filter<F>(pub(crate) F);
+pub(crate) struct Filter<F>(pub(crate) F);
 
 /// Sends on everything that a closure makes of a record.
-pub struct FlatMap<F>(pub(crate) F);
+pub(crate) struct FlatMap<F>(pub(crate) F);
 
 /// Shows each record to a closure and sends it on.
-pub struct Inspect<F>(pub(crate) F);
+pub(crate) struct Inspect<F>(pub(crate) F);
 
 impl<T, R, F: FnMut(T) -> R + 'static> Operator<T> for Map<F> {
     type Out = R;

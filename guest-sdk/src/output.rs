@@ -43,7 +43,12 @@ pub(crate) struct HashEdge<K, F> {
 impl<K, F> HashEdge<K, F> {
     pub(crate) fn new(port: Port, key: F) -> Self {
         let buffers = (0..port.parallelism).map(|_| buffer()).collect();
-        Self { port, key, buffers, key_type: PhantomData }
+        Self {
+            port,
+            key,
+            buffers,
+            key_type: PhantomData,
+        }
     }
 }
 
@@ -78,9 +83,14 @@ impl<T: Record, K: Key, F: Fn(&T) -> K + 'static> Push<T> for HashEdge<K, F> {
 /// The hash of a key: of its postcard encoding, by the ABI's hash.
 #[inline]
 pub fn key_hash<K: Serialize>(key: &K) -> u64 {
-    let mut serializer = postcard::Serializer { output: Hashing(KeyHasher::default()) };
+    let mut serializer = postcard::Serializer {
+        output: Hashing(KeyHasher::default()),
+    };
     if let Err(error) = key.serialize(&mut serializer) {
-        panic!("a key of type `{}` could not be encoded: {error}", core::any::type_name::<K>());
+        panic!(
+            "a key of type `{}` could not be encoded: {error}",
+            core::any::type_name::<K>()
+        );
     }
     serializer.output.0.finish()
 }
@@ -120,7 +130,12 @@ pub(crate) struct BatchEdge {
 impl BatchEdge {
     pub(crate) fn new(port: Port, subtask: u32, partitioning: Rc<Cell<Partitioning>>) -> Self {
         // Senders begin at different receivers, so that few records are still spread.
-        Self { port, partitioning, turn: subtask % port.parallelism.max(1), buffer: buffer() }
+        Self {
+            port,
+            partitioning,
+            turn: subtask % port.parallelism.max(1),
+            buffer: buffer(),
+        }
     }
 
     fn send(&mut self, cx: &mut Context) {
@@ -165,7 +180,11 @@ pub(crate) struct SinkOutput<R> {
 
 impl<R> SinkOutput<R> {
     pub(crate) fn new(output: u32, format: R) -> Self {
-        Self { output, format, buffer: buffer() }
+        Self {
+            output,
+            format,
+            buffer: buffer(),
+        }
     }
 }
 
@@ -176,7 +195,8 @@ impl<T: 'static, R: Format<T>> Push<T> for SinkOutput<R> {
         self.buffer.extend_from_slice(&[0; framed::HEADER_BYTES]);
         self.format.write(&record, &mut self.buffer);
         let body = start + framed::HEADER_BYTES;
-        let len = u32::try_from(self.buffer.len() - body).expect("a 32-bit memory holds no longer record");
+        let len = u32::try_from(self.buffer.len() - body)
+            .expect("a 32-bit memory holds no longer record");
         self.buffer[start..body].copy_from_slice(&len.to_le_bytes());
         cx.records_out += 1;
         if self.buffer.len() >= BATCH_BYTES {
@@ -216,12 +236,21 @@ mod tests {
     #[test]
     fn a_keys_hash_is_that_of_its_encoding() {
         for key in ["", "a", "carrier", "longer than two words of eight bytes"] {
-            assert_eq!(key_hash(&key.to_owned()), hash_bytes(&postcard::to_allocvec(key).expect("encodes")));
+            assert_eq!(
+                key_hash(&key.to_owned()),
+                hash_bytes(&postcard::to_allocvec(key).expect("encodes"))
+            );
         }
         for key in [0i64, -1, 63, 64, 99_999, i64::MIN] {
-            assert_eq!(key_hash(&key), hash_bytes(&postcard::to_allocvec(&key).expect("encodes")));
+            assert_eq!(
+                key_hash(&key),
+                hash_bytes(&postcard::to_allocvec(&key).expect("encodes"))
+            );
         }
         let pair = ("EWR".to_owned(), 7u8);
-        assert_eq!(key_hash(&pair), hash_bytes(&postcard::to_allocvec(&pair).expect("encodes")));
+        assert_eq!(
+            key_hash(&pair),
+            hash_bytes(&postcard::to_allocvec(&pair).expect("encodes"))
+        );
     }
 }

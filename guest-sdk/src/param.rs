@@ -55,10 +55,16 @@ impl Param<'_> {
     pub fn required<T: ParamValue>(self) -> T {
         self.declare(T::KIND, None);
         match self.given() {
-            Some(text) => self.read(text, T::parse, T::expected).unwrap_or_else(T::placeholder),
+            Some(text) => self
+                .read(text, T::parse, T::expected)
+                .unwrap_or_else(T::placeholder),
             None => {
                 if !self.plan.purpose().allow_missing_parameters {
-                    self.plan.mistake(format!("parameter `{0}` ({1}) is missing: give it as {0}=VALUE", self.name, T::KIND));
+                    self.plan.mistake(format!(
+                        "parameter `{0}` ({1}) is missing: give it as {0}=VALUE",
+                        self.name,
+                        T::KIND
+                    ));
                 }
                 T::placeholder()
             }
@@ -79,7 +85,8 @@ impl Param<'_> {
     #[must_use]
     pub fn optional<T: ParamValue>(self) -> Option<T> {
         self.declare(T::KIND, Some(String::new()));
-        self.given().and_then(|text| self.read(text, T::parse, T::expected))
+        self.given()
+            .and_then(|text| self.read(text, T::parse, T::expected))
     }
 
     /// One of several named values; `default` names the one that is taken when the parameter is not given.
@@ -88,10 +95,24 @@ impl Param<'_> {
     /// When `default` is not one of the names, which is a mistake in the job.
     #[must_use]
     pub fn choice<T: Clone>(self, default: &str, choices: &[(&str, T)]) -> T {
-        let names = choices.iter().map(|(name, _)| format!("`{name}`")).collect::<Vec<_>>().join(" or ");
-        let find = |text: &str| choices.iter().find(|(name, _)| *name == text).map(|(_, value)| value.clone());
+        let names = choices
+            .iter()
+            .map(|(name, _)| format!("`{name}`"))
+            .collect::<Vec<_>>()
+            .join(" or ");
+        let find = |text: &str| {
+            choices
+                .iter()
+                .find(|(name, _)| *name == text)
+                .map(|(_, value)| value.clone())
+        };
         self.declare(&names, Some(default.to_owned()));
-        let value = find(default).unwrap_or_else(|| panic!("the default `{default}` of parameter `{}` is not one of {names}", self.name));
+        let value = find(default).unwrap_or_else(|| {
+            panic!(
+                "the default `{default}` of parameter `{}` is not one of {names}",
+                self.name
+            )
+        });
         match self.given() {
             Some(text) => self.read(text, find, || names.clone()).unwrap_or(value),
             None => value,
@@ -99,17 +120,34 @@ impl Param<'_> {
     }
 
     fn given(&self) -> Option<&str> {
-        self.plan.purpose().parameters.get(&self.name).map(String::as_str)
+        self.plan
+            .purpose()
+            .parameters
+            .get(&self.name)
+            .map(String::as_str)
     }
 
     fn declare(&self, kind: &str, default: Option<String>) {
-        self.plan.declare(ParameterSpec { name: self.name.clone(), kind: kind.to_owned(), default });
+        self.plan.declare(ParameterSpec {
+            name: self.name.clone(),
+            kind: kind.to_owned(),
+            default,
+        });
     }
 
-    fn read<T>(&self, text: &str, parse: impl FnOnce(&str) -> Option<T>, expected: impl FnOnce() -> String) -> Option<T> {
+    fn read<T>(
+        &self,
+        text: &str,
+        parse: impl FnOnce(&str) -> Option<T>,
+        expected: impl FnOnce() -> String,
+    ) -> Option<T> {
         let value = parse(text);
         if value.is_none() {
-            self.plan.mistake(format!("parameter `{}` is `{text}`, which is not {}", self.name, expected()));
+            self.plan.mistake(format!(
+                "parameter `{}` is `{text}`, which is not {}",
+                self.name,
+                expected()
+            ));
         }
         value
     }

@@ -6,7 +6,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use tidemill_abi::{
-    ConnectorSpec, JobGraph, KEY_GROUP_DEFAULT_MAX, OpenRequest, Operator, Output, ParameterSpec, Partitioning, Stage, StageInput,
+    ConnectorSpec, JobGraph, KEY_GROUP_DEFAULT_MAX, OpenRequest, Operator, Output, ParameterSpec,
+    Partitioning, Stage, StageInput,
 };
 
 use crate::output::Port;
@@ -52,8 +53,15 @@ pub(crate) struct Place {
 
 impl Plan {
     pub(crate) fn new(name: &str, purpose: Purpose) -> Self {
-        let draft = RefCell::new(Draft { name: name.to_owned(), ..Draft::default() });
-        Self { purpose, draft, runner: RefCell::new(None) }
+        let draft = RefCell::new(Draft {
+            name: name.to_owned(),
+            ..Draft::default()
+        });
+        Self {
+            purpose,
+            draft,
+            runner: RefCell::new(None),
+        }
     }
 
     pub(crate) fn purpose(&self) -> &Purpose {
@@ -71,7 +79,11 @@ impl Plan {
     /// Notes a parameter at its first use.
     pub(crate) fn declare(&self, parameter: ParameterSpec) {
         let mut draft = self.draft.borrow_mut();
-        if !draft.parameters.iter().any(|known| known.name == parameter.name) {
+        if !draft
+            .parameters
+            .iter()
+            .any(|known| known.name == parameter.name)
+        {
             draft.parameters.push(parameter);
         }
     }
@@ -79,7 +91,14 @@ impl Plan {
     /// Opens a stage; stages are numbered in this order, so that an edge always leads to a higher number.
     pub(crate) fn open_stage(&self, input: StageInput, ports: u32) -> u32 {
         let mut draft = self.draft.borrow_mut();
-        draft.stages.push(Stage { name: String::new(), input, ports, outputs: Vec::new(), parallelism: None, operators: Vec::new() });
+        draft.stages.push(Stage {
+            name: String::new(),
+            input,
+            ports,
+            outputs: Vec::new(),
+            parallelism: None,
+            operators: Vec::new(),
+        });
         draft.operator_names.push(Vec::new());
         draft.stages.len() as u32 - 1
     }
@@ -90,7 +109,10 @@ impl Plan {
 
     /// Whether this builder runs in an instance of the stage.
     pub(crate) fn keeps(&self, stage: u32) -> bool {
-        self.purpose.instance.as_ref().is_some_and(|request| request.stage == stage)
+        self.purpose
+            .instance
+            .as_ref()
+            .is_some_and(|request| request.stage == stage)
     }
 
     pub(crate) fn install(&self, runner: Box<dyn Runner>) {
@@ -98,26 +120,47 @@ impl Plan {
     }
 
     /// Adds an operator to a stage.
-    pub(crate) fn add_operator(&self, stage: u32, kind: &str, portable_state: bool, closure_state: bool) -> Place {
+    pub(crate) fn add_operator(
+        &self,
+        stage: u32,
+        kind: &str,
+        portable_state: bool,
+        closure_state: bool,
+    ) -> Place {
         let mut draft = self.draft.borrow_mut();
         draft.operator_names[stage as usize].push(kind.to_owned());
         let operators = &mut draft.stages[stage as usize].operators;
-        let place = Place { stage, operator: operators.len() };
+        let place = Place {
+            stage,
+            operator: operators.len(),
+        };
         let id = format!("{stage}.{}-{kind}", place.operator);
-        operators.push(Operator { id, kind: kind.to_owned(), named: false, portable_state, closure_state });
+        operators.push(Operator {
+            id,
+            kind: kind.to_owned(),
+            named: false,
+            portable_state,
+            closure_state,
+        });
         place
     }
 
     pub(crate) fn name_operator(&self, place: Place, name: &str) {
-        name.clone_into(&mut self.draft.borrow_mut().operator_names[place.stage as usize][place.operator]);
+        name.clone_into(
+            &mut self.draft.borrow_mut().operator_names[place.stage as usize][place.operator],
+        );
     }
 
     pub(crate) fn name_stage(&self, stage: u32, name: &str) {
-        self.draft.borrow_mut().stage_names.insert(stage, name.to_owned());
+        self.draft
+            .borrow_mut()
+            .stage_names
+            .insert(stage, name.to_owned());
     }
 
     pub(crate) fn identify(&self, place: Place, id: &str) {
-        let operator = &mut self.draft.borrow_mut().stages[place.stage as usize].operators[place.operator];
+        let operator =
+            &mut self.draft.borrow_mut().stages[place.stage as usize].operators[place.operator];
         id.clone_into(&mut operator.id);
         operator.named = true;
     }
@@ -126,7 +169,9 @@ impl Plan {
         let mut draft = self.draft.borrow_mut();
         if parallelism == 0 {
             let name = draft.operator_names[stage as usize].join(" → ");
-            draft.mistakes.push(format!("stage {stage} ({name}) asks for parallelism 0: ask for 1 or more"));
+            draft.mistakes.push(format!(
+                "stage {stage} ({name}) asks for parallelism 0: ask for 1 or more"
+            ));
         }
         draft.stages[stage as usize].parallelism = Some(parallelism);
     }
@@ -134,10 +179,14 @@ impl Plan {
     /// Notes a stream that must be continued.
     pub(crate) fn open_end(&self, place: Place) -> u32 {
         let mut draft = self.draft.borrow_mut();
-        let operator = draft.stages[place.stage as usize].operators[place.operator].kind.clone();
+        let operator = draft.stages[place.stage as usize].operators[place.operator]
+            .kind
+            .clone();
         draft.ends += 1;
         let end = draft.ends;
-        draft.open_ends.insert(end, format!("`{operator}` of stage {}", place.stage));
+        draft
+            .open_ends
+            .insert(end, format!("`{operator}` of stage {}", place.stage));
         end
     }
 
@@ -146,15 +195,36 @@ impl Plan {
     }
 
     /// Adds an edge to a stage and tells its end what it needs to know.
-    pub(crate) fn add_edge(&self, from: u32, to: u32, port: u32, partitioning: Partitioning) -> Port {
-        self.add_output(from, Output::Edge { to, port, partitioning })
+    pub(crate) fn add_edge(
+        &self,
+        from: u32,
+        to: u32,
+        port: u32,
+        partitioning: Partitioning,
+    ) -> Port {
+        self.add_output(
+            from,
+            Output::Edge {
+                to,
+                port,
+                partitioning,
+            },
+        )
     }
 
     /// Adds an edge that is forward when both sides have the same parallelism, else rebalances.
-    pub(crate) fn add_union_edge(&self, from: u32, to: u32, port: u32) -> (Port, Rc<Cell<Partitioning>>) {
+    pub(crate) fn add_union_edge(
+        &self,
+        from: u32,
+        to: u32,
+        port: u32,
+    ) -> (Port, Rc<Cell<Partitioning>>) {
         let decided = Rc::new(Cell::new(Partitioning::Forward));
         let port = self.add_edge(from, to, port, Partitioning::Forward);
-        self.draft.borrow_mut().unions.push((from, port.output as usize, Rc::clone(&decided)));
+        self.draft
+            .borrow_mut()
+            .unions
+            .push((from, port.output as usize, Rc::clone(&decided)));
         (port, decided)
     }
 
@@ -167,14 +237,28 @@ impl Plan {
         let outputs = &mut draft.stages[from as usize].outputs;
         outputs.push(output);
         let output = outputs.len() as u32 - 1;
-        let instance = self.purpose.instance.as_ref().filter(|request| request.stage == from);
-        let parallelism = instance.and_then(|request| request.output_parallelism.get(output as usize).copied()).unwrap_or(1);
-        let max_parallelism = instance.map_or(KEY_GROUP_DEFAULT_MAX, |request| request.max_parallelism);
-        Port { output, parallelism: parallelism.max(1), max_parallelism: max_parallelism.max(1) }
+        let instance = self
+            .purpose
+            .instance
+            .as_ref()
+            .filter(|request| request.stage == from);
+        let parallelism = instance
+            .and_then(|request| request.output_parallelism.get(output as usize).copied())
+            .unwrap_or(1);
+        let max_parallelism =
+            instance.map_or(KEY_GROUP_DEFAULT_MAX, |request| request.max_parallelism);
+        Port {
+            output,
+            parallelism: parallelism.max(1),
+            max_parallelism: max_parallelism.max(1),
+        }
     }
 
     pub(crate) fn subtask(&self) -> u32 {
-        self.purpose.instance.as_ref().map_or(0, |request| request.subtask)
+        self.purpose
+            .instance
+            .as_ref()
+            .map_or(0, |request| request.subtask)
     }
 
     /// Checks what was built; gives the graph and, in an instance, the stage it keeps.
@@ -187,7 +271,11 @@ impl Plan {
         if !draft.mistakes.is_empty() {
             return Err(draft.mistakes.join("\n"));
         }
-        let graph = JobGraph { name: draft.name, stages: draft.stages, parameters: draft.parameters };
+        let graph = JobGraph {
+            name: draft.name,
+            stages: draft.stages,
+            parameters: draft.parameters,
+        };
         Ok((graph, self.runner.take()))
     }
 }
@@ -196,41 +284,65 @@ impl Draft {
     fn decide_unions(&mut self) {
         for (from, output, decided) in &self.unions {
             let of_sender = self.stages[*from as usize].parallelism;
-            let Output::Edge { to, .. } = &self.stages[*from as usize].outputs[*output] else { continue };
+            let Output::Edge { to, .. } = &self.stages[*from as usize].outputs[*output] else {
+                continue;
+            };
             if of_sender == self.stages[*to as usize].parallelism {
                 continue;
             }
             decided.set(Partitioning::Rebalance);
-            if let Output::Edge { partitioning, .. } = &mut self.stages[*from as usize].outputs[*output] {
+            if let Output::Edge { partitioning, .. } =
+                &mut self.stages[*from as usize].outputs[*output]
+            {
                 *partitioning = Partitioning::Rebalance;
             }
         }
     }
 
     fn name_stages(&mut self) {
-        for (number, (stage, operators)) in (0..).zip(self.stages.iter_mut().zip(&self.operator_names)) {
-            stage.name = self.stage_names.remove(&number).unwrap_or_else(|| operators.join(" → "));
+        for (number, (stage, operators)) in
+            (0..).zip(self.stages.iter_mut().zip(&self.operator_names))
+        {
+            stage.name = self
+                .stage_names
+                .remove(&number)
+                .unwrap_or_else(|| operators.join(" → "));
         }
     }
 
     fn check_parameters(&mut self, given: &BTreeMap<String, String>) {
-        let known: BTreeSet<&str> = self.parameters.iter().map(|parameter| parameter.name.as_str()).collect();
+        let known: BTreeSet<&str> = self
+            .parameters
+            .iter()
+            .map(|parameter| parameter.name.as_str())
+            .collect();
         for name in given.keys().filter(|name| !known.contains(name.as_str())) {
-            let nearest = known.iter().min_by_key(|candidate| strsim::osa_distance(candidate, name));
+            let nearest = known
+                .iter()
+                .min_by_key(|candidate| strsim::osa_distance(candidate, name));
             let hint = match nearest {
                 Some(candidate) if strsim::osa_distance(candidate, name) <= 1 + name.len() / 3 => {
                     format!("did you mean `{candidate}`?")
                 }
-                Some(_) => format!("it has {}", known.iter().map(|name| format!("`{name}`")).collect::<Vec<_>>().join(", ")),
+                Some(_) => format!(
+                    "it has {}",
+                    known
+                        .iter()
+                        .map(|name| format!("`{name}`"))
+                        .collect::<Vec<_>>()
+                        .join(", ")
+                ),
                 None => "it has none".to_owned(),
             };
-            self.mistakes.push(format!("the job has no parameter `{name}`: {hint}"));
+            self.mistakes
+                .push(format!("the job has no parameter `{name}`: {hint}"));
         }
     }
 
     fn check_shape(&mut self) {
         if self.stages.is_empty() {
-            self.mistakes.push("the job has no source: begin with `job.source(…)`".to_owned());
+            self.mistakes
+                .push("the job has no source: begin with `job.source(…)`".to_owned());
         }
         for operator in self.open_ends.values() {
             self.mistakes.push(format!("nothing follows {operator}: end the stream with `.sink(…)`, or with `.sink(discard())`"));
@@ -238,7 +350,10 @@ impl Draft {
         let mut ids = BTreeSet::new();
         for operator in self.stages.iter().flat_map(|stage| &stage.operators) {
             if !ids.insert(&operator.id) {
-                self.mistakes.push(format!("two operators have the id `{}`: ids are unique in a job", operator.id));
+                self.mistakes.push(format!(
+                    "two operators have the id `{}`: ids are unique in a job",
+                    operator.id
+                ));
             }
         }
     }

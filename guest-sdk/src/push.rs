@@ -56,18 +56,43 @@ pub(crate) struct Applied<O, P> {
 
 impl<O, P> Applied<O, P> {
     pub(crate) fn new(operator: O, next: P) -> Self {
-        Self { operator, timer_ms: None, watermark_ms: i64::MIN, finished: false, next }
+        Self {
+            operator,
+            timer_ms: None,
+            watermark_ms: i64::MIN,
+            finished: false,
+            next,
+        }
+    }
+
+    /// What follows, for a test to look at.
+    #[cfg(not(target_arch = "wasm32"))]
+    pub(crate) fn next_mut(&mut self) -> &mut P {
+        &mut self.next
     }
 }
 
 impl<T: 'static, O: Operator<T>, P: Push<O::Out>> Push<T> for Applied<O, P> {
     #[inline]
     fn push(&mut self, record: T, cx: &mut Context) {
-        self.operator.process(record, &mut Outlet { next: &mut self.next, cx, timer_ms: &mut self.timer_ms });
+        self.operator.process(
+            record,
+            &mut Outlet {
+                next: &mut self.next,
+                cx,
+                timer_ms: &mut self.timer_ms,
+            },
+        );
     }
 
     fn signal(&mut self, signal: Signal, cx: &mut Context) -> Progress {
-        let Self { operator, timer_ms, watermark_ms, finished, next } = self;
+        let Self {
+            operator,
+            timer_ms,
+            watermark_ms,
+            finished,
+            next,
+        } = self;
         match signal {
             Signal::Timer => {
                 if timer_ms.take_if(|at_ms| *at_ms <= cx.now_ms()).is_some() {

@@ -5,7 +5,7 @@
 use core::fmt;
 use core::ops::{Deref, DerefMut};
 use postcard::ser_flavors::Flavor;
-use serde::de::{DeserializeOwned, Error as _, SeqAccess, Visitor};
+use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 /// What can travel between stages: any owned serde type.
@@ -20,7 +20,9 @@ impl<T: Serialize + DeserializeOwned + 'static> Record for T {}
 /// Appends a record to a batch.
 #[inline]
 pub(crate) fn encode<T: Serialize>(record: &T, batch: &mut Vec<u8>) {
-    let mut serializer = postcard::Serializer { output: Append(batch) };
+    let mut serializer = postcard::Serializer {
+        output: Append(batch),
+    };
     if let Err(error) = record.serialize(&mut serializer) {
         refuse::<T>("encoded", &error);
     }
@@ -41,7 +43,10 @@ pub(crate) fn decode<T: DeserializeOwned>(batch: &mut &[u8]) -> T {
 /// Ends the task: a record type whose two serde halves disagree would otherwise give wrong results.
 #[cold]
 fn refuse<T>(verb: &str, error: &postcard::Error) -> ! {
-    panic!("a record of type `{}` could not be {verb}: {error}", core::any::type_name::<T>())
+    panic!(
+        "a record of type `{}` could not be {verb}: {error}",
+        core::any::type_name::<T>()
+    )
 }
 
 /// Lets postcard write at the end of a batch.
@@ -212,7 +217,10 @@ impl<const N: usize> Visitor<'_> for ArrayVisitor<N> {
 
     #[inline]
     fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<ByteArray<N>, E> {
-        bytes.try_into().map(ByteArray).map_err(|_| E::invalid_length(bytes.len(), &self))
+        bytes
+            .try_into()
+            .map(ByteArray)
+            .map_err(|_| E::invalid_length(bytes.len(), &self))
     }
 }
 

@@ -78,7 +78,9 @@ pub fn open<R: Outcome>(function: fn(&mut Job) -> R, name: &str, ptr: u32, len: 
 pub fn process(_port: u32, _split: u64, ptr: u32, len: u32, now_ms: u64) -> u64 {
     with(|module| {
         module.check_input(ptr, len);
-        let Module { instance, inbox, .. } = module;
+        let Module {
+            instance, inbox, ..
+        } = module;
         opened(instance).process(inbox, len as usize, now_ms).pack()
     })
 }
@@ -86,7 +88,11 @@ pub fn process(_port: u32, _split: u64, ptr: u32, len: u32, now_ms: u64) -> u64 
 /// `tidemill_resume`.
 #[must_use]
 pub fn resume(now_ms: u64) -> u64 {
-    with(|module| opened(&mut module.instance).resume(&mut module.inbox, now_ms).pack())
+    with(|module| {
+        opened(&mut module.instance)
+            .resume(&mut module.inbox, now_ms)
+            .pack()
+    })
 }
 
 /// `tidemill_poll`.
@@ -143,14 +149,19 @@ fn opened(instance: &mut Option<Instance>) -> &mut Instance {
 impl Module {
     fn check_input(&self, ptr: u32, len: u32) {
         let right = ptr == self.inbox.as_ptr() as u32 && len as usize <= self.inbox.len();
-        assert!(right || len == 0, "the host passed {len} bytes at {ptr:#x}, which `tidemill_allocate` did not give");
+        assert!(
+            right || len == 0,
+            "the host passed {len} bytes at {ptr:#x}, which `tidemill_allocate` did not give"
+        );
     }
 
     fn request<T: DeserializeOwned>(&self, ptr: u32, len: u32) -> T {
         self.check_input(ptr, len);
         match postcard::from_bytes(&self.inbox[..len as usize]) {
             Ok(request) => request,
-            Err(error) => panic!("the host's request cannot be read ({error}): is it of another ABI version?"),
+            Err(error) => {
+                panic!("the host's request cannot be read ({error}): is it of another ABI version?")
+            }
         }
     }
 

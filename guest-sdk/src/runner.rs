@@ -10,7 +10,7 @@ use crate::record::{Record, decode};
 use crate::source::{FromFrame, Next, Source};
 
 /// How a poll of a guest-written source ended.
-pub(crate) enum Polled {
+pub(crate) enum PollEnd {
     /// The batch is full: poll again.
     More,
     /// Nothing before this time, in milliseconds since the Unix epoch.
@@ -25,7 +25,7 @@ pub(crate) trait Runner: 'static {
     fn process(&mut self, batch: &[u8], position: &mut usize, cx: &mut Context) -> Progress;
 
     /// Lets a guest-written source make a batch.
-    fn poll(&mut self, cx: &mut Context) -> Polled;
+    fn poll(&mut self, cx: &mut Context) -> PollEnd;
 
     /// Takes a port's watermark; answers the stage's, if that moved.
     fn watermark(&mut self, port: u32, timestamp_ms: i64) -> Option<i64>;
@@ -45,7 +45,7 @@ pub trait Decoder: 'static {
 }
 
 /// The records of an edge: postcard, one after the other.
-pub struct EdgeRecords<T>(pub(crate) PhantomData<fn() -> T>);
+pub(crate) struct EdgeRecords<T>(pub(crate) PhantomData<fn() -> T>);
 
 impl<T: Record> Decoder for EdgeRecords<T> {
     type Item = T;
@@ -84,7 +84,11 @@ pub(crate) struct BatchRunner<D, P> {
 
 impl<D, P> BatchRunner<D, P> {
     pub(crate) fn new(decoder: D, ports: u32, next: P) -> Self {
-        Self { decoder, watermarks_ms: vec![i64::MIN; ports.max(1) as usize], next }
+        Self {
+            decoder,
+            watermarks_ms: vec![i64::MIN; ports.max(1) as usize],
+            next,
+        }
     }
 }
 
@@ -98,18 +102,26 @@ impl<D: Decoder, P: Push<D::Item>> Runner for BatchRunner<D, P> {
         }
         cx.records_in += records;
         *position = batch.len() - rest.len();
-        if rest.is_empty() { Progress::Done } else { Progress::More }
+        if rest.is_empty() {
+            Progress::Done
+        } else {
+            Progress::More
+        }
     }
 
-    fn poll(&mut self, _cx: &mut Context) -> Polled {
-        Polled::Ended
+    fn poll(&mut self, _cx: &mut Context) -> PollEnd {
+        PollEnd::Ended
     }
 
     fn watermark(&mut self, port: u32, timestamp_ms: i64) -> Option<i64> {
         let before = self.watermarks_ms.iter().copied().min()?;
         let of_port = self.watermarks_ms.get_mut(port as usize)?;
         *of_port = timestamp_ms.max(*of_port);
-        self.watermarks_ms.iter().copied().min().filter(|now| *now > before)
+        self.watermarks_ms
+            .iter()
+            .copied()
+            .min()
+            .filter(|now| *now > before)
     }
 
     fn signal(&mut self, signal: Signal, cx: &mut Context) -> Progress {
@@ -129,7 +141,11 @@ pub(crate) struct PollRunner<S, P> {
 
 impl<S, P> PollRunner<S, P> {
     pub(crate) fn new(source: S, next: P) -> Self {
-        Self { source, opened: false, next }
+        Self {
+            source,
+            opened: false,
+            next,
+        }
     }
 }
 
@@ -138,7 +154,7 @@ impl<S: Source, P: Push<S::Item>> Runner for PollRunner<S, P> {
         panic!("a batch was given to a stage that makes its own records")
     }
 
-    fn poll(&mut self, cx: &mut Context) -> Polled {
+    fn poll(&mut self, cx: &mut Context) -> PollEnd {
         if !self.opened {
             self.source.open(cx.subtask(), cx.parallelism());
             self.opened = true;
@@ -146,12 +162,12 @@ impl<S: Source, P: Push<S::Item>> Runner for PollRunner<S, P> {
         let mut records = 0;
         let end = loop {
             if records == POLL_RECORDS || cx.poll_is_full() {
-                break Polled::More;
+                break PollEnd::More;
             }
             match self.source.next(cx) {
                 Next::Record(record) => self.next.push(record, cx),
-                Next::Idle { until_ms } => break Polled::IdleUntil(until_ms),
-                Next::End => break Polled::Ended,
+                Next::Idle { until_ms } => break PollEnd::IdleUntil(until_ms),
+                Next::End => break PollEnd::Ended,
             }
             records += 1;
         };

@@ -34,7 +34,9 @@ pub struct KeyedState<K, S> {
 
 impl<K: Key, S: State> Default for KeyedState<K, S> {
     fn default() -> Self {
-        Self { entries: HashMap::default() }
+        Self {
+            entries: HashMap::default(),
+        }
     }
 }
 
@@ -87,7 +89,11 @@ pub(crate) struct KeyTimers<K> {
 
 impl<K: Key> Default for KeyTimers<K> {
     fn default() -> Self {
-        Self { by_key: HashMap::default(), queue: BTreeMap::new(), set: 0 }
+        Self {
+            by_key: HashMap::default(),
+            queue: BTreeMap::new(),
+            set: 0,
+        }
     }
 }
 
@@ -134,7 +140,9 @@ impl BuildHasher for FixedHasher {
 
     #[inline]
     fn build_hasher(&self) -> WordHasher {
-        WordHasher { state: 0x9E37_79B9_7F4A_7C15 }
+        WordHasher {
+            state: 0x9E37_79B9_7F4A_7C15,
+        }
     }
 }
 
@@ -161,7 +169,10 @@ impl Hasher for WordHasher {
             rest = tail;
         }
         if !rest.is_empty() {
-            let last = rest.iter().rev().fold(0u64, |word, byte| word << 8 | u64::from(*byte));
+            let last = rest
+                .iter()
+                .rev()
+                .fold(0u64, |word, byte| word << 8 | u64::from(*byte));
             // The length tells a short tail from one padded with zeros.
             self.word(last ^ (rest.len() as u64) << 56);
         }
@@ -211,7 +222,8 @@ mod tests {
         }
         let mut all: Vec<_> = counts.drain().collect();
         all.sort();
-        let expected = [("be", 2), ("not", 1), ("or", 1), ("to", 2)].map(|(word, n)| (word.to_owned(), n));
+        let expected =
+            [("be", 2), ("not", 1), ("or", 1), ("to", 2)].map(|(word, n)| (word.to_owned(), n));
         assert_eq!(all, expected);
         assert!(counts.is_empty());
     }
@@ -224,7 +236,14 @@ mod tests {
         timers.set(&1, 70);
         assert_eq!(timers.next_deadline_ms(), Some(50));
         assert_eq!(timers.pop_due(49), None);
-        assert_eq!((timers.pop_due(100), timers.pop_due(100), timers.pop_due(100)), (Some(2), Some(1), None));
+        assert_eq!(
+            (
+                timers.pop_due(100),
+                timers.pop_due(100),
+                timers.pop_due(100)
+            ),
+            (Some(2), Some(1), None)
+        );
     }
 
     #[test]
@@ -236,6 +255,11 @@ mod tests {
             top.insert(hash >> 57);
             bottom.insert(hash & 1023);
         }
-        assert!(top.len() == 128 && bottom.len() > 550, "{} {}", top.len(), bottom.len());
+        assert!(
+            top.len() == 128 && bottom.len() > 550,
+            "{} {}",
+            top.len(),
+            bottom.len()
+        );
     }
 }

@@ -30,26 +30,37 @@ pub struct Stream<C> {
 }
 
 /// A stream that begins a stage: what comes over an edge.
-pub type Received<T> = Stream<Batches<EdgeRecords<T>>>;
+pub(crate) type Received<T> = Stream<Batches<EdgeRecords<T>>>;
 
 impl<C: Chain> Stream<C> {
     pub(crate) fn begin(plan: Rc<Plan>, place: Place, chain: C) -> Self {
         let end = plan.open_end(place);
-        Self { plan, place, end, chain }
+        Self {
+            plan,
+            place,
+            end,
+            chain,
+        }
     }
 
     /// Gives each record to a closure and goes on with its results.
-    pub fn map<R: 'static, F: FnMut(C::Out) -> R + 'static>(self, f: F) -> Stream<Then<C, Map<F>>> {
+    pub fn map<R: 'static, F: FnMut(C::Out) -> R + 'static>(
+        self,
+        f: F,
+    ) -> Stream<impl Chain<Out = R>> {
         self.then("map", Map(f))
     }
 
     /// Goes on with the records for which a closure says yes.
-    pub fn filter<F: FnMut(&C::Out) -> bool + 'static>(self, f: F) -> Stream<Then<C, Filter<F>>> {
+    pub fn filter<F: FnMut(&C::Out) -> bool + 'static>(
+        self,
+        f: F,
+    ) -> Stream<impl Chain<Out = C::Out>> {
         self.then("filter", Filter(f))
     }
 
     /// Goes on with everything that a closure makes of each record: a vector, an option, any iterator.
-    pub fn flat_map<I, F>(self, f: F) -> Stream<Then<C, FlatMap<F>>>
+    pub fn flat_map<I, F>(self, f: F) -> Stream<impl Chain<Out = I::Item>>
     where
         I: IntoIterator<Item: 'static>,
         F: FnMut(C::Out) -> I + 'static,
@@ -58,12 +69,15 @@ impl<C: Chain> Stream<C> {
     }
 
     /// Shows each record to a closure and goes on with the same records.
-    pub fn inspect<F: FnMut(&C::Out) + 'static>(self, f: F) -> Stream<Then<C, Inspect<F>>> {
+    pub fn inspect<F: FnMut(&C::Out) + 'static>(self, f: F) -> Stream<impl Chain<Out = C::Out>> {
         self.then("inspect", Inspect(f))
     }
 
     /// Goes on with the output of an operator of the job's own.
-    pub fn apply<O: Operator<C::Out, Out: 'static>>(self, operator: O) -> Stream<Then<C, O>> {
+    pub fn apply<O: Operator<C::Out, Out: 'static>>(
+        self,
+        operator: O,
+    ) -> Stream<impl Chain<Out = O::Out>> {
         self.then("apply", operator)
     }
 
@@ -77,10 +91,15 @@ impl<C: Chain> Stream<C> {
     }
 
     pub(crate) fn add_operator(&self, kind: &str, portable: bool, closure: bool) -> Place {
-        self.plan.add_operator(self.place.stage, kind, portable, closure)
+        self.plan
+            .add_operator(self.place.stage, kind, portable, closure)
     }
 
-    pub(crate) fn become_chain<D: Chain>(self, place: Place, make: impl FnOnce(C) -> D) -> Stream<D> {
+    pub(crate) fn become_chain<D: Chain>(
+        self,
+        place: Place,
+        make: impl FnOnce(C) -> D,
+    ) -> Stream<D> {
         self.plan.close_end(self.end);
         Stream::begin(self.plan, place, make(self.chain))
     }
@@ -126,7 +145,7 @@ impl<C: Chain> Stream<C> {
     }
 
     /// Deals batches of records out to all subtasks of the next stage in turn.
-    pub fn rebalance(self) -> Received<C::Out>
+    pub fn rebalance(self) -> Stream<impl Chain<Out = C::Out>>
     where
         C::Out: Record,
     {
@@ -134,7 +153,7 @@ impl<C: Chain> Stream<C> {
     }
 
     /// Gives every record to every subtask of the next stage.
-    pub fn broadcast(self) -> Received<C::Out>
+    pub fn broadcast(self) -> Stream<impl Chain<Out = C::Out>>
     where
         C::Out: Record,
     {
@@ -149,12 +168,16 @@ impl<C: Chain> Stream<C> {
         let to = plan.open_stage(StageInput::Edges, 1);
         let port = plan.add_edge(self.place.stage, to, 0, partitioning);
         self.plan.close_end(self.end);
-        self.chain.close(BatchEdge::new(port, plan.subtask(), Rc::new(Cell::new(partitioning))));
+        self.chain.close(BatchEdge::new(
+            port,
+            plan.subtask(),
+            Rc::new(Cell::new(partitioning)),
+        ));
         receive(plan, to, kind)
     }
 
     /// One stream of the records of both.
-    pub fn union<D: Chain<Out = C::Out>>(self, other: Stream<D>) -> Received<C::Out>
+    pub fn union<D: Chain<Out = C::Out>>(self, other: Stream<D>) -> Stream<impl Chain<Out = C::Out>>
     where
         C::Out: Record,
     {
@@ -172,11 +195,18 @@ impl<C: Chain> Stream<C> {
         let (port, partitioning) = self.plan.add_union_edge(self.place.stage, to, port);
         self.plan.close_end(self.end);
         let subtask = self.plan.subtask();
-        self.chain.close(BatchEdge::new(port, subtask, partitioning));
+        self.chain
+            .close(BatchEdge::new(port, subtask, partitioning));
     }
 
     /// Two streams: the records for which a closure says yes, and the others.
-    pub fn split<F>(self, mut is_first: F) -> (Stream<Branch<C::Out>>, Stream<Branch<C::Out>>)
+    pub fn split<F>(
+        self,
+        mut is_first: F,
+    ) -> (
+        Stream<impl Chain<Out = C::Out>>,
+        Stream<impl Chain<Out = C::Out>>,
+    )
     where
         F: FnMut(&C::Out) -> bool + 'static,
     {
@@ -204,33 +234,56 @@ impl<C: Chain> Stream<C> {
     /// let outputs = tidemill::testing::TestRun::new(by_size).parallelism(2).run().unwrap();
     /// assert_eq!((outputs.lines("small").len(), outputs.lines("medium").len()), (10, 90));
     /// ```
-    pub fn split_into<const N: usize, F>(self, choose: F) -> [Stream<Branch<C::Out>>; N]
+    pub fn split_into<const N: usize, F>(self, choose: F) -> [Stream<impl Chain<Out = C::Out>>; N]
     where
         F: FnMut(&C::Out) -> usize + 'static,
     {
-        let place = self.plan.add_operator(self.place.stage, "split", false, size_of::<F>() > 0);
-        let slots = (0..N).map(|_| Rc::new(RefCell::new(None))).collect::<Vec<_>>();
+        let place = self
+            .plan
+            .add_operator(self.place.stage, "split", false, size_of::<F>() > 0);
+        let slots = (0..N)
+            .map(|_| Rc::new(RefCell::new(None)))
+            .collect::<Vec<_>>();
         self.plan.close_end(self.end);
         self.chain.close(Split::new(choose, slots.clone()));
         let plan = self.plan;
-        core::array::from_fn(|n| Stream::begin(Rc::clone(&plan), place, Branch { slot: Rc::clone(&slots[n]) }))
+        core::array::from_fn(|n| {
+            Stream::begin(
+                Rc::clone(&plan),
+                place,
+                Branch {
+                    slot: Rc::clone(&slots[n]),
+                },
+            )
+        })
     }
 
     /// Ends the stream in a sink.
     pub fn sink<S: IntoSink<C::Out>>(self, sink: S) -> Sink {
         let connector = sink.connector();
-        let place = self.plan.add_operator(self.place.stage, &connector.kind, false, false);
+        let place = self
+            .plan
+            .add_operator(self.place.stage, &connector.kind, false, false);
         let port = self.plan.add_sink(self.place.stage, connector);
         self.plan.close_end(self.end);
         self.chain.close(sink.into_end(port.output));
-        Sink { plan: self.plan, place }
+        Sink {
+            plan: self.plan,
+            place,
+        }
     }
 }
 
 /// Begins a stage that receives what an edge brings.
 fn receive<T: Record>(plan: Rc<Plan>, stage: u32, kind: &str) -> Received<T> {
     let place = plan.add_operator(stage, kind, false, false);
-    let head = Batches { seat: Seat { plan: Rc::clone(&plan), stage }, decoder: EdgeRecords(PhantomData) };
+    let head = Batches {
+        seat: Seat {
+            plan: Rc::clone(&plan),
+            stage,
+        },
+        decoder: EdgeRecords(PhantomData),
+    };
     Stream::begin(plan, place, head)
 }
 

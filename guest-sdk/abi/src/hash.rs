@@ -99,7 +99,7 @@ pub fn hash_bytes(bytes: &[u8]) -> u64 {
 #[must_use]
 pub fn key_group(hash: u64, max_parallelism: u32) -> u32 {
     // The high half scaled: a multiplication where a remainder would divide.
-    ((hash >> 32) * u64::from(max_parallelism) >> 32) as u32
+    (((hash >> 32) * u64::from(max_parallelism)) >> 32) as u32
 }
 
 /// The subtask that owns a key group, as Flink maps them: `group * parallelism / max_parallelism`.

@@ -72,6 +72,10 @@ pub mod export {
     /// `tidemill_flush()`: emits every partly filled output buffer. Called before each barrier and when the input is idle.
     pub const FLUSH: &str = "tidemill_flush";
 
+    /// Optional. `tidemill_records(which: i32) -> i64`: records since `open`, as the guest counts them: 0 = taken in, or made by
+    /// a source of the guest's own; 1 = given out, to discarding sinks too. −1 for any other question.
+    pub const RECORDS: &str = "tidemill_records";
+
     /// Every function a module must export, for checks.
     pub const FUNCTIONS: [&str; 11] = [
         VERSION, ALLOCATE, DESCRIBE, OPEN, PROCESS, RESUME, POLL, WATERMARK, TIMER, FINISH, FLUSH,

@@ -24,17 +24,30 @@ pub fn job(arguments: TokenStream, function: TokenStream) -> TokenStream {
 fn check(arguments: &proc_macro2::TokenStream, function: &ItemFn) -> syn::Result<()> {
     let signature = &function.sig;
     if !arguments.is_empty() {
-        return Err(syn::Error::new_spanned(arguments, "`#[tidemill::job]` takes no arguments: name the job with `job.name(…)`"));
+        return Err(syn::Error::new_spanned(
+            arguments,
+            "`#[tidemill::job]` takes no arguments: name the job with `job.name(…)`",
+        ));
     }
     if let Some(asyncness) = &signature.asyncness {
-        return Err(syn::Error::new_spanned(asyncness, "a job function only describes the job and cannot be async"));
+        return Err(syn::Error::new_spanned(
+            asyncness,
+            "a job function only describes the job and cannot be async",
+        ));
     }
     if !signature.generics.params.is_empty() {
-        return Err(syn::Error::new_spanned(&signature.generics, "a job function cannot be generic: nobody would choose its types"));
+        return Err(syn::Error::new_spanned(
+            &signature.generics,
+            "a job function cannot be generic: nobody would choose its types",
+        ));
     }
-    let takes_a_job = matches!(signature.inputs.first(), Some(FnArg::Typed(_))) && signature.inputs.len() == 1;
+    let takes_a_job =
+        matches!(signature.inputs.first(), Some(FnArg::Typed(_))) && signature.inputs.len() == 1;
     if !takes_a_job {
-        return Err(syn::Error::new_spanned(signature, "a job function takes one argument, `job: &mut Job`; parameters come from `job.param(…)`"));
+        return Err(syn::Error::new_spanned(
+            signature,
+            "a job function takes one argument, `job: &mut Job`; parameters come from `job.param(…)`",
+        ));
     }
     Ok(())
 }

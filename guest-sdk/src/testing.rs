@@ -1,1 +1,0 @@
-//! Runs whole jobs, and single operators, under plain `cargo test`.
