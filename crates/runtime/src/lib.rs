@@ -1,1 +1,43 @@
-//! Not written yet.
+//! Runs job modules: checks and instruments them at upload, compiles them, calls their instances within limits,
+//! and captures and restores whole instances. The only crate that names wasmtime.
+//!
+//! It never looks at a record, never blocks on anything but guest code, and knows neither jobs nor clusters:
+//! what a guest emits goes to the [`GuestHost`] that the caller hands in.
+//!
+//! Nouns: [`Engine`] (the project's one wasmtime configuration, and its clock for deadlines), [`PreparedModule`]
+//! (checked bytes, addressed by their hash), [`Module`] (compiled), [`Instance`] (one task's guest),
+//! [`tidemill_protocol::Image`] (what restores it).
+//!
+//! The life of a module: [`prepare`] at upload, [`describe_job`] at submission, [`Engine::compile`] wherever it runs,
+//! [`Instance::new`] or [`Instance::restore`] for each task.
+#![deny(unsafe_code)]
+
+mod cache;
+mod call_error;
+mod describe;
+mod engine;
+mod features;
+mod guest;
+mod host;
+mod image;
+mod instance;
+mod instrument;
+mod limits;
+mod module;
+mod prepare;
+mod report;
+mod scan;
+mod version;
+
+pub use call_error::{CallError, TrapReason};
+pub use describe::{DescribeError, describe_job};
+pub use engine::{Engine, EngineError, EngineOptions, GUEST_STACK_BYTES};
+pub use host::{GuestHost, LOG_LINE_MAX_BYTES};
+pub use image::{CaptureError, ImageMismatch};
+pub use instance::{Instance, InstanceError, RecordCount};
+pub use limits::InstanceLimits;
+pub use module::{CompileError, Module};
+pub use prepare::{
+    ABI_VERSION_OLDEST, ModuleError, ModuleLimits, PreparedModule, Refusal, prepare,
+};
+pub use report::{ExportReport, GlobalReport, MemoryReport, ModuleReport, TableReport};
