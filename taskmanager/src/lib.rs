@@ -1,1 +1,307 @@
-//! Not written yet.
+//! The working process: runs tasks in Wasm sandboxes and exchanges their records over QUIC.
+//!
+//! A body: `driver.rs` takes facts in with one `select!`, `tidemill-core` decides, `perform.rs` carries out. It never
+//! decides where a task runs, when a checkpoint begins or whether one is complete; and it never stops a task because
+//! its leader is gone.
+//!
+//! Nouns: a [`TaskManagerHandle`]; inside, a *task* (a thread with one instance), a *link* (to the leader), the *exchange*.
+
+mod driver;
+mod exchange;
+mod link;
+mod logs;
+mod modules;
+mod perform;
+mod task;
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use tidemill_config::Config;
+use tidemill_core::worker::Worker;
+use tidemill_protocol::control::Registration;
+use tidemill_protocol::{Incarnation, TaskManagerId};
+use tidemill_runtime::{Engine, EngineError, EngineOptions, InstanceLimits};
+use tidemill_storage::Store;
+use tidemill_transport::{
+    BindError, Credentials, DataPlane, Endpoint, Incoming as Connection, TransportOptions,
+};
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use driver::Driver;
+use exchange::Incoming;
+use link::LinkOptions;
+use logs::Logs;
+use modules::Modules;
+use perform::{Performer, Resources};
+use task::TaskEvent;
+
+/// How many events of the link may wait for the driver.
+const LINK_EVENTS_MAX: usize = 1024;
+
+/// Threads for QUIC and control, apart from the threads that run guests.
+const RUNTIME_THREADS: usize = 2;
+
+/// Why a TaskManager did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be made or written.
+    #[error("cannot use the data directory {path}: choose another with taskmanager.data_dir")]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The checkpoint store cannot be opened.
+    #[error("cannot open the checkpoint store {url} (cluster.checkpoint_store_url)")]
+    Store {
+        /// Its URL.
+        url: String,
+        /// Why.
+        #[source]
+        source: tidemill_storage::OpenError,
+    },
+    /// The data address cannot be bound.
+    #[error("cannot listen on taskmanager.data_address")]
+    Bind(#[source] BindError),
+    /// The Wasm engine refuses its configuration on this machine.
+    #[error("cannot start the Wasm engine")]
+    Engine(#[source] EngineError),
+    /// The system gives no threads.
+    #[error("cannot start the threads of the control runtime")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// A running TaskManager.
+pub struct TaskManagerHandle {
+    id: TaskManagerId,
+    data_address: SocketAddr,
+    stop: CancellationToken,
+    stopped: watch::Receiver<bool>,
+    runtime: Option<tokio::runtime::Runtime>,
+}
+
+impl std::fmt::Debug for TaskManagerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("TaskManagerHandle")
+            .field("id", &self.id)
+            .field("data_address", &self.data_address)
+            .finish()
+    }
+}
+
+impl TaskManagerHandle {
+    /// Its name.
+    #[must_use]
+    pub fn id(&self) -> &TaskManagerId {
+        &self.id
+    }
+
+    /// The address it is bound to.
+    #[must_use]
+    pub fn data_address(&self) -> SocketAddr {
+        self.data_address
+    }
+
+    /// Asks it to stop: its tasks end at once and are run elsewhere.
+    pub fn shutdown(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until it has stopped.
+    pub async fn stopped(&mut self) {
+        // An error means that the driver is gone, which is what is waited for.
+        let _ = self.stopped.wait_for(|stopped| *stopped).await;
+    }
+}
+
+impl Drop for TaskManagerHandle {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// An error with its causes, joined by colons.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}
+
+/// Starts a TaskManager on threads of its own and returns when it listens; it registers when it finds a leader.
+///
+/// # Errors
+/// When something it needs on this machine cannot be had; the error says what to change.
+pub async fn start(
+    config: &Config,
+    credentials: Credentials,
+) -> Result<TaskManagerHandle, StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("taskmanager")
+        .enable_all()
+        .build()
+        .map_err(StartError::Runtime)?;
+    let config = config.clone();
+    let stop = CancellationToken::new();
+    let (running, stopped) = watch::channel(false);
+    let (driver, id, data_address) = {
+        let (handle, stop) = (runtime.handle().clone(), stop.clone());
+        let built = runtime
+            .spawn(async move { build(&config, &credentials, handle, stop).await })
+            .await;
+        built.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
+    };
+    runtime.spawn(async move {
+        driver.run().await;
+        running.send_replace(true);
+    });
+    info!(%id, %data_address, "the TaskManager listens");
+    Ok(TaskManagerHandle {
+        id,
+        data_address,
+        stop,
+        stopped,
+        runtime: Some(runtime),
+    })
+}
+
+/// A name for a TaskManager that is not given one: unlike any other's, and telling where it runs.
+fn generated_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = if host.trim().is_empty() {
+        "taskmanager"
+    } else {
+        host.trim()
+    };
+    format!(
+        "{host}-{}-{:04x}",
+        std::process::id(),
+        rand::random::<u16>()
+    )
+}
+
+/// Other TaskManagers' data connections; a TaskManager serves nothing else.
+async fn accept_connections(endpoint: Endpoint, plane: DataPlane) {
+    while let Some(connection) = endpoint.accept().await {
+        match connection {
+            Connection::Data(connection) => plane.adopt(connection),
+            Connection::Control(_) | Connection::Blob(_) => {
+                warn!("refused a connection that is meant for a JobManager");
+            }
+        }
+    }
+}
+
+async fn accept_channels(plane: DataPlane, incoming: Incoming) {
+    loop {
+        let channel = plane.accept_channel().await;
+        incoming.arrived(channel.header, channel.receiver);
+    }
+}
+
+async fn build(
+    config: &Config,
+    credentials: &Credentials,
+    runtime: tokio::runtime::Handle,
+    stop: CancellationToken,
+) -> Result<(Driver, TaskManagerId, SocketAddr), StartError> {
+    let options = &config.taskmanager;
+    let cache_dir = options.data_dir.join("compiled");
+    std::fs::create_dir_all(&cache_dir).map_err(|source| StartError::DataDir {
+        path: options.data_dir.clone(),
+        source,
+    })?;
+    let url = &config.cluster.checkpoint_store_url;
+    let store = Store::open(url).map_err(|source| StartError::Store {
+        url: url.clone(),
+        source,
+    })?;
+    let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
+    let transport = TransportOptions::default();
+    let endpoint =
+        Endpoint::bind(options.data_address, credentials, transport).map_err(StartError::Bind)?;
+    let data_address = endpoint.local_address();
+    let plane = DataPlane::new(endpoint.clone());
+
+    let (task_events, tasks) = mpsc::unbounded_channel();
+    let broken = task_events.clone();
+    let incoming = Incoming::new(
+        runtime.clone(),
+        Arc::new(move |header, peer, error| {
+            let (job, attempt, reason) = (header.job, header.attempt, error_chain(&error));
+            let _ = broken.send(TaskEvent::ChannelBroken {
+                job,
+                attempt,
+                peer,
+                reason,
+            });
+        }),
+    );
+    runtime.spawn(accept_connections(endpoint.clone(), plane.clone()));
+    runtime.spawn(accept_channels(plane.clone(), incoming.clone()));
+
+    let id = TaskManagerId(options.id.clone().unwrap_or_else(generated_id));
+    let registration = Registration {
+        id: id.clone(),
+        incarnation: Incarnation(rand::random()),
+        data_address: options.advertised_address(data_address),
+        slots: options.slots(),
+        cluster_config_hash: config.cluster.hash(),
+        version: env!("CARGO_PKG_VERSION").to_owned(),
+        running: Vec::new(),
+    };
+    let (link_events, link) = mpsc::channel(LINK_EVENTS_MAX);
+    let link_options = LinkOptions {
+        jobmanagers: options.jobmanagers.clone(),
+        reconnect_max: Duration::from_millis(options.reconnect_max_ms),
+    };
+    runtime.spawn(link::run(endpoint.clone(), link_options, link_events));
+
+    let limits = InstanceLimits {
+        memory_max_bytes: options.memory_max_bytes,
+        table_elements_max: options.table_elements_max,
+        call_deadline: Duration::from_millis(options.call_deadline_ms),
+        call_output_max_bytes: options.call_output_max_bytes,
+    };
+    let performer = Performer::new(Resources {
+        modules: Arc::new(Modules::new(
+            engine,
+            endpoint.clone(),
+            cache_dir,
+            config.jobmanager.module_bytes_max,
+        )),
+        store,
+        plane: plane.clone(),
+        endpoint: endpoint.clone(),
+        incoming,
+        logs: Logs::new(options.log_lines_max as usize),
+        events: task_events,
+        runtime,
+        limits,
+        channel_bytes_max: u64::from(options.channel_queue_max_bytes),
+        exchange_memory_max_bytes: options.exchange_memory_max_bytes,
+    });
+    let driver = Driver {
+        worker: Worker::default(),
+        performer,
+        leader: None,
+        registration,
+        link,
+        tasks,
+        plane,
+        stop,
+    };
+    Ok((driver, id, data_address))
+}

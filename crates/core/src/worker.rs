@@ -79,7 +79,9 @@ pub enum CheckpointWord {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Disobeyed {
     /// It comes from a leader that has been succeeded.
-    #[error("a leader of epoch {theirs} speaks, but epoch {ours} has been seen: it has been succeeded")]
+    #[error(
+        "a leader of epoch {theirs} speaks, but epoch {ours} has been seen: it has been succeeded"
+    )]
     OldEpoch {
         /// The speaker's.
         theirs: Epoch,
@@ -87,7 +89,9 @@ pub enum Disobeyed {
         ours: Epoch,
     },
     /// It deploys an attempt that is not newer than one that runs, or ran, here.
-    #[error("attempt {theirs} is to be deployed, but attempt {ours} of the same task is known here")]
+    #[error(
+        "attempt {theirs} is to be deployed, but attempt {ours} of the same task is known here"
+    )]
     OldAttempt {
         /// The deployed one.
         theirs: AttemptId,
@@ -103,7 +107,10 @@ impl Worker {
     /// When the message must not be obeyed. Nothing has changed then.
     pub fn handle(&mut self, message: FromLeader) -> Result<Vec<WorkerAction>, Disobeyed> {
         if message.epoch < self.epoch {
-            return Err(Disobeyed::OldEpoch { theirs: message.epoch, ours: self.epoch });
+            return Err(Disobeyed::OldEpoch {
+                theirs: message.epoch,
+                ours: self.epoch,
+            });
         }
         self.epoch = message.epoch;
         let word = |job, attempt, checkpoint, word| (job, attempt, checkpoint, word);
@@ -111,23 +118,54 @@ impl Worker {
             // The shell's link has used these already; they change nothing that runs.
             Command::Registered { .. } | Command::Refused { .. } => return Ok(Vec::new()),
             Command::Deploy(deployment) => return self.deploy(deployment),
-            Command::Cancel { job, attempt, tasks } => return Ok(self.cancel(job, attempt, &tasks)),
-            Command::FetchLogs { request, job, task, after, limit } => {
-                return Ok(alloc::vec![WorkerAction::FetchLogs { request, job, task, after, limit }]);
+            Command::Cancel {
+                job,
+                attempt,
+                tasks,
+            } => return Ok(self.cancel(job, attempt, &tasks)),
+            Command::FetchLogs {
+                request,
+                job,
+                task,
+                after,
+                limit,
+            } => {
+                return Ok(alloc::vec![WorkerAction::FetchLogs {
+                    request,
+                    job,
+                    task,
+                    after,
+                    limit
+                }]);
             }
-            Command::TriggerCheckpoint { job, attempt, checkpoint } => {
-                word(job, attempt, checkpoint, CheckpointWord::Announce)
-            }
-            Command::CompleteCheckpoint { job, attempt, checkpoint } => {
-                word(job, attempt, checkpoint, CheckpointWord::Complete)
-            }
-            Command::AbortCheckpoint { job, attempt, checkpoint } => {
-                word(job, attempt, checkpoint, CheckpointWord::Abort)
-            }
+            Command::TriggerCheckpoint {
+                job,
+                attempt,
+                checkpoint,
+            } => word(job, attempt, checkpoint, CheckpointWord::Announce),
+            Command::CompleteCheckpoint {
+                job,
+                attempt,
+                checkpoint,
+            } => word(job, attempt, checkpoint, CheckpointWord::Complete),
+            Command::AbortCheckpoint {
+                job,
+                attempt,
+                checkpoint,
+            } => word(job, attempt, checkpoint, CheckpointWord::Abort),
         };
-        let addressed = self.tasks.iter().filter(|((of, _), execution)| *of == job && execution.attempt == attempt);
+        let addressed = self
+            .tasks
+            .iter()
+            .filter(|((of, _), execution)| *of == job && execution.attempt == attempt);
         Ok(addressed
-            .map(|(&(job, task), _)| WorkerAction::Checkpoint { job, task, attempt, checkpoint, word })
+            .map(|(&(job, task), _)| WorkerAction::Checkpoint {
+                job,
+                task,
+                attempt,
+                checkpoint,
+                word,
+            })
             .collect())
     }
 
@@ -137,14 +175,24 @@ impl Worker {
             if let Some(execution) = known(task.task)
                 && execution.attempt >= deployment.attempt
             {
-                return Err(Disobeyed::OldAttempt { theirs: deployment.attempt, ours: execution.attempt });
+                return Err(Disobeyed::OldAttempt {
+                    theirs: deployment.attempt,
+                    ours: execution.attempt,
+                });
             }
         }
         let mut actions = Vec::new();
         for task in &deployment.tasks {
-            let execution = Execution { attempt: deployment.attempt, state: TaskState::Deploying };
+            let execution = Execution {
+                attempt: deployment.attempt,
+                state: TaskState::Deploying,
+            };
             if let Some(old) = self.tasks.insert((deployment.job, task.task), execution) {
-                actions.push(WorkerAction::Stop { job: deployment.job, task: task.task, attempt: old.attempt });
+                actions.push(WorkerAction::Stop {
+                    job: deployment.job,
+                    task: task.task,
+                    attempt: old.attempt,
+                });
             }
         }
         actions.push(WorkerAction::Start(deployment));
@@ -154,9 +202,15 @@ impl Worker {
     fn cancel(&mut self, job: JobId, attempt: AttemptId, tasks: &[TaskId]) -> Vec<WorkerAction> {
         let mut actions = Vec::new();
         self.tasks.retain(|&(of, task), execution| {
-            let meant = of == job && execution.attempt <= attempt && (tasks.is_empty() || tasks.contains(&task));
+            let meant = of == job
+                && execution.attempt <= attempt
+                && (tasks.is_empty() || tasks.contains(&task));
             if meant {
-                actions.push(WorkerAction::Stop { job, task, attempt: execution.attempt });
+                actions.push(WorkerAction::Stop {
+                    job,
+                    task,
+                    attempt: execution.attempt,
+                });
             }
             !meant
         });
@@ -164,7 +218,13 @@ impl Worker {
     }
 
     /// A task has changed state. Whether it is news of the attempt that counts; other news is for nobody.
-    pub fn changed(&mut self, job: JobId, task: TaskId, attempt: AttemptId, state: TaskState) -> bool {
+    pub fn changed(
+        &mut self,
+        job: JobId,
+        task: TaskId,
+        attempt: AttemptId,
+        state: TaskState,
+    ) -> bool {
         match self.tasks.get_mut(&(job, task)) {
             Some(execution) if execution.attempt == attempt => {
                 execution.state = state;
@@ -209,7 +269,10 @@ mod tests {
     }
 
     fn say(epoch: u64, command: Command) -> FromLeader {
-        FromLeader { epoch: Epoch(epoch), command }
+        FromLeader {
+            epoch: Epoch(epoch),
+            command,
+        }
     }
 
     fn deploy(attempt: AttemptId) -> Command {
@@ -219,8 +282,16 @@ mod tests {
             attempt,
             module: ModuleHash([0; 32]),
             parameters: BTreeMap::new(),
-            graph: ExecutionGraph { stages: vec![], edges: vec![], max_parallelism: 1, job_graph_hash: 0 },
-            tasks: vec![TaskDeployment { task: TASK, image: None }],
+            graph: ExecutionGraph {
+                stages: vec![],
+                edges: vec![],
+                max_parallelism: 1,
+                job_graph_hash: 0,
+            },
+            tasks: vec![TaskDeployment {
+                task: TASK,
+                image: None,
+            }],
             locations: vec![],
             restore: None,
         })
@@ -237,23 +308,45 @@ mod tests {
     #[test]
     fn a_new_attempt_stops_the_old_one_first_and_never_the_other_way_round() {
         let mut worker = Worker::default();
-        assert_eq!(stops(&worker.handle(say(1, deploy(attempt(1)))).expect("obeyed")), []);
+        assert_eq!(
+            stops(&worker.handle(say(1, deploy(attempt(1)))).expect("obeyed")),
+            []
+        );
         let actions = worker.handle(say(1, deploy(attempt(2)))).expect("obeyed");
         assert_eq!(stops(&actions[..1]), [attempt(1)]);
         assert!(matches!(actions[1], WorkerAction::Start(_)));
         let late = worker.handle(say(1, deploy(attempt(1))));
-        assert_eq!(late, Err(Disobeyed::OldAttempt { theirs: attempt(1), ours: attempt(2) }));
+        assert_eq!(
+            late,
+            Err(Disobeyed::OldAttempt {
+                theirs: attempt(1),
+                ours: attempt(2)
+            })
+        );
         let twice = worker.handle(say(1, deploy(attempt(2))));
-        assert!(twice.is_err(), "the same deployment twice starts nothing twice");
+        assert!(
+            twice.is_err(),
+            "the same deployment twice starts nothing twice"
+        );
     }
 
     #[test]
     fn a_leader_that_has_been_succeeded_is_not_obeyed() {
         let mut worker = Worker::default();
         worker.handle(say(2, deploy(attempt(1)))).expect("obeyed");
-        let cancel = Command::Cancel { job: JOB, attempt: attempt(9), tasks: vec![] };
+        let cancel = Command::Cancel {
+            job: JOB,
+            attempt: attempt(9),
+            tasks: vec![],
+        };
         let answer = worker.handle(say(1, cancel));
-        assert_eq!(answer, Err(Disobeyed::OldEpoch { theirs: Epoch(1), ours: Epoch(2) }));
+        assert_eq!(
+            answer,
+            Err(Disobeyed::OldEpoch {
+                theirs: Epoch(1),
+                ours: Epoch(2)
+            })
+        );
         assert_eq!(worker.running().len(), 1);
     }
 
@@ -261,12 +354,27 @@ mod tests {
     fn a_cancel_spares_newer_attempts_and_unnamed_tasks() {
         let mut worker = Worker::default();
         worker.handle(say(1, deploy(attempt(5)))).expect("obeyed");
-        let older = Command::Cancel { job: JOB, attempt: attempt(4), tasks: vec![] };
+        let older = Command::Cancel {
+            job: JOB,
+            attempt: attempt(4),
+            tasks: vec![],
+        };
         assert_eq!(worker.handle(say(1, older)), Ok(vec![]));
-        let other = Command::Cancel { job: JOB, attempt: attempt(5), tasks: vec![TaskId::new(7, 7)] };
+        let other = Command::Cancel {
+            job: JOB,
+            attempt: attempt(5),
+            tasks: vec![TaskId::new(7, 7)],
+        };
         assert_eq!(worker.handle(say(1, other)), Ok(vec![]));
-        let this = Command::Cancel { job: JOB, attempt: attempt(5), tasks: vec![TASK] };
-        assert_eq!(stops(&worker.handle(say(1, this)).expect("obeyed")), [attempt(5)]);
+        let this = Command::Cancel {
+            job: JOB,
+            attempt: attempt(5),
+            tasks: vec![TASK],
+        };
+        assert_eq!(
+            stops(&worker.handle(say(1, this)).expect("obeyed")),
+            [attempt(5)]
+        );
         assert_eq!(worker.running(), []);
     }
 
@@ -275,7 +383,9 @@ mod tests {
         let mut worker = Worker::default();
         worker.handle(say(1, deploy(attempt(1)))).expect("obeyed");
         worker.handle(say(1, deploy(attempt(2)))).expect("obeyed");
-        let running = TaskState::Running { timings: DeployTimings::default() };
+        let running = TaskState::Running {
+            timings: DeployTimings::default(),
+        };
         assert!(!worker.changed(JOB, TASK, attempt(1), running.clone()));
         assert!(worker.changed(JOB, TASK, attempt(2), running.clone()));
         assert_eq!(worker.running()[0].state, running);
@@ -286,8 +396,18 @@ mod tests {
         let mut worker = Worker::default();
         worker.handle(say(1, deploy(attempt(2)))).expect("obeyed");
         let checkpoint = CheckpointId::new(Epoch(1), 1);
-        let trigger = |attempt| Command::TriggerCheckpoint { job: JOB, attempt, checkpoint };
+        let trigger = |attempt| Command::TriggerCheckpoint {
+            job: JOB,
+            attempt,
+            checkpoint,
+        };
         assert_eq!(worker.handle(say(1, trigger(attempt(1)))), Ok(vec![]));
-        assert_eq!(worker.handle(say(1, trigger(attempt(2)))).expect("obeyed").len(), 1);
+        assert_eq!(
+            worker
+                .handle(say(1, trigger(attempt(2))))
+                .expect("obeyed")
+                .len(),
+            1
+        );
     }
 }

@@ -1,0 +1,269 @@
+//! The bounded frame queue: one producer, one consumer, each either a task's thread or an asynchronous pump.
+//!
+//! A push is never refused: a guest's call may overshoot the bound, and whoever pushes asks [`Producer::has_room`]
+//! before it causes more. Nothing here blocks, and nothing is dropped unless the consumer is gone.
+
+use std::collections::VecDeque;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::{Context, Poll, Waker};
+
+use tidemill_protocol::Frame;
+
+#[derive(Default)]
+struct State {
+    frames: VecDeque<Frame>,
+    consumer_gone: bool,
+    producer_gone: bool,
+    consumer: Option<Waker>,
+    producer: Option<Waker>,
+}
+
+struct Shared {
+    bytes_max: usize,
+    /// The weight of the queued frames, readable without the lock.
+    bytes: AtomicUsize,
+    /// The number of queued frames, readable without the lock.
+    len: AtomicUsize,
+    state: Mutex<State>,
+}
+
+impl Shared {
+    fn lock(&self) -> MutexGuard<'_, State> {
+        // A panic while the lock is held leaves the queue as it was: every critical section is a few moves.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// The end that pushes.
+pub(crate) struct Producer(Arc<Shared>);
+
+/// The end that pops.
+pub(crate) struct Consumer(Arc<Shared>);
+
+/// A queue that has room as long as its frames weigh less than `bytes_max`.
+pub(crate) fn queue(bytes_max: usize) -> (Producer, Consumer) {
+    let shared = Arc::new(Shared {
+        bytes_max,
+        bytes: AtomicUsize::new(0),
+        len: AtomicUsize::new(0),
+        state: Mutex::default(),
+    });
+    (Producer(Arc::clone(&shared)), Consumer(shared))
+}
+
+impl Producer {
+    /// Adds a frame, whatever the bound. A frame for a consumer that is gone is dropped.
+    pub(crate) fn push(&self, frame: Frame) {
+        let waker = {
+            let mut state = self.0.lock();
+            if state.consumer_gone {
+                return;
+            }
+            self.0.bytes.fetch_add(frame.weight(), Ordering::Relaxed);
+            self.0.len.fetch_add(1, Ordering::Release);
+            state.frames.push_back(frame);
+            if state.frames.len() == 1 {
+                state.consumer.clone()
+            } else {
+                None
+            }
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+
+    /// Whether the queued frames weigh less than the bound.
+    pub(crate) fn has_room(&self) -> bool {
+        self.0.bytes.load(Ordering::Acquire) < self.0.bytes_max
+    }
+
+    /// Who is woken when there is room again.
+    pub(crate) fn set_waker(&self, waker: &Waker) {
+        self.0.lock().producer = Some(waker.clone());
+    }
+
+    /// Ready when there is room, or nobody to make any.
+    pub(crate) fn poll_room(&self, context: &mut Context<'_>) -> Poll<Result<(), ConsumerGone>> {
+        let mut state = self.0.lock();
+        if state.consumer_gone {
+            return Poll::Ready(Err(ConsumerGone));
+        }
+        if self.has_room() {
+            return Poll::Ready(Ok(()));
+        }
+        state.producer = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+/// The consumer of a queue has been dropped: its task is gone.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct ConsumerGone;
+
+impl Drop for Producer {
+    fn drop(&mut self) {
+        let waker = {
+            let mut state = self.0.lock();
+            state.producer_gone = true;
+            state.consumer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+impl Consumer {
+    /// Whether a frame is queued; costs one atomic load.
+    pub(crate) fn is_ready(&self) -> bool {
+        self.0.len.load(Ordering::Acquire) > 0
+    }
+
+    /// Takes the oldest frame.
+    pub(crate) fn pop(&self) -> Option<Frame> {
+        let mut state = self.0.lock();
+        self.take(&mut state)
+    }
+
+    fn take(&self, state: &mut MutexGuard<'_, State>) -> Option<Frame> {
+        let frame = state.frames.pop_front()?;
+        self.0.len.fetch_sub(1, Ordering::Release);
+        let before = self.0.bytes.fetch_sub(frame.weight(), Ordering::AcqRel);
+        let after = before - frame.weight();
+        if before >= self.0.bytes_max
+            && after < self.0.bytes_max
+            && let Some(waker) = &state.producer
+        {
+            waker.wake_by_ref();
+        }
+        Some(frame)
+    }
+
+    /// Who is woken when a frame arrives in the empty queue.
+    pub(crate) fn set_waker(&self, waker: &Waker) {
+        self.0.lock().consumer = Some(waker.clone());
+    }
+
+    /// Moves every queued frame to `frames`; pending while there is none, `false` once the producer is gone as well.
+    pub(crate) fn poll_drain(
+        &self,
+        context: &mut Context<'_>,
+        frames: &mut VecDeque<Frame>,
+    ) -> Poll<bool> {
+        let mut state = self.0.lock();
+        while let Some(frame) = self.take(&mut state) {
+            frames.push_back(frame);
+        }
+        if !frames.is_empty() {
+            return Poll::Ready(true);
+        }
+        if state.producer_gone {
+            return Poll::Ready(false);
+        }
+        state.consumer = Some(context.waker().clone());
+        Poll::Pending
+    }
+}
+
+impl Drop for Consumer {
+    fn drop(&mut self) {
+        let waker = {
+            let mut state = self.0.lock();
+            state.consumer_gone = true;
+            state.frames.clear();
+            self.0.bytes.store(0, Ordering::Release);
+            self.0.len.store(0, Ordering::Release);
+            state.producer.take()
+        };
+        if let Some(waker) = waker {
+            waker.wake();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU32;
+    use std::task::Wake;
+
+    use bytes::Bytes;
+    use tidemill_protocol::{FRAME_HEADER_BYTES, FrameBody};
+
+    use super::*;
+
+    #[derive(Default)]
+    struct Count(AtomicU32);
+
+    impl Wake for Count {
+        fn wake(self: Arc<Self>) {
+            self.0.fetch_add(1, Ordering::SeqCst);
+        }
+    }
+
+    fn data(sequence: u64, bytes: usize) -> Frame {
+        Frame {
+            sequence,
+            body: FrameBody::Data(Bytes::from(vec![0; bytes])),
+        }
+    }
+
+    #[test]
+    fn a_push_past_the_bound_is_kept_and_room_returns_when_it_is_read() {
+        let (producer, consumer) = queue(100);
+        let woken = Arc::new(Count::default());
+        producer.set_waker(&Waker::from(Arc::clone(&woken)));
+        producer.push(data(0, 60));
+        assert!(
+            producer.has_room(),
+            "{FRAME_HEADER_BYTES} + 60 bytes are below the bound"
+        );
+        producer.push(data(1, 500));
+        assert!(!producer.has_room());
+        assert_eq!(consumer.pop().map(|frame| frame.sequence), Some(0));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 0, "still above the bound");
+        assert_eq!(consumer.pop().map(|frame| frame.sequence), Some(1));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        assert!(producer.has_room());
+    }
+
+    #[test]
+    fn the_consumer_is_woken_once_for_each_time_the_queue_fills_from_empty() {
+        let (producer, consumer) = queue(1000);
+        let woken = Arc::new(Count::default());
+        consumer.set_waker(&Waker::from(Arc::clone(&woken)));
+        producer.push(data(0, 1));
+        producer.push(data(1, 1));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 1);
+        while consumer.pop().is_some() {}
+        producer.push(data(2, 1));
+        assert_eq!(woken.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn frames_outlive_their_producer_and_a_gone_consumer_is_seen() {
+        let (producer, consumer) = queue(1000);
+        producer.push(data(0, 1));
+        drop(producer);
+        let mut context = Context::from_waker(Waker::noop());
+        let mut frames = VecDeque::new();
+        assert_eq!(
+            consumer.poll_drain(&mut context, &mut frames),
+            Poll::Ready(true)
+        );
+        frames.clear();
+        assert_eq!(
+            consumer.poll_drain(&mut context, &mut frames),
+            Poll::Ready(false)
+        );
+
+        let (producer, consumer) = queue(1);
+        producer.push(data(0, 10));
+        drop(consumer);
+        assert_eq!(
+            producer.poll_room(&mut context),
+            Poll::Ready(Err(ConsumerGone))
+        );
+    }
+}

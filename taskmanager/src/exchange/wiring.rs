@@ -1,0 +1,150 @@
+//! The channels of a deployment: every task here gets the consumers of its inputs and the producers of its outputs,
+//! whether the other end is here or elsewhere. It follows the graph and decides nothing.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+
+use tidemill_protocol::control::{Deployment, TaskLocation};
+use tidemill_protocol::{Channel, ChannelHeader, ChannelId, TaskId};
+
+use super::incoming::Incoming;
+use super::queue::{Consumer, Producer, queue};
+
+/// The ends of a task's channels, in the order of the graph's own listing.
+#[derive(Default)]
+pub(crate) struct Wires {
+    pub(crate) incoming: Vec<(Channel, Consumer)>,
+    pub(crate) outgoing: Vec<(Channel, Producer)>,
+}
+
+/// A channel whose receiver is on another TaskManager.
+pub(crate) struct RemoteChannel {
+    pub(crate) header: ChannelHeader,
+    /// The sending task, which is here.
+    pub(crate) from: TaskId,
+    pub(crate) to: TaskLocation,
+    pub(crate) queue: Consumer,
+}
+
+/// A deployment that cannot be wired.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum WiringError {
+    #[error(
+        "{channels} channels of {bytes_max} bytes ({} bytes with those of other tasks here) exceed taskmanager.exchange_memory_max_bytes = {memory_max_bytes}: \
+         lower the parallelism, lower taskmanager.channel_queue_max_bytes, or raise the limit",
+        total_bytes
+    )]
+    Memory {
+        channels: u64,
+        bytes_max: u64,
+        total_bytes: u64,
+        memory_max_bytes: u64,
+    },
+    #[error("the deployment says nothing of where task {0} runs")]
+    NoLocation(TaskId),
+    #[error("the deployment names task {0}, which its graph does not have")]
+    NoTask(TaskId),
+}
+
+/// How much the queues of channels may hold.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct QueueLimits {
+    /// Of one channel.
+    pub(crate) bytes_max: u64,
+    /// Of all channels here.
+    pub(crate) memory_max_bytes: u64,
+    /// Channels that other deployments hold.
+    pub(crate) held_channels: u64,
+}
+
+/// Wires the deployment's tasks. Returns each one's ends, the channels to pump, and how many channels there are.
+pub(crate) fn wire(
+    deployment: &Deployment,
+    limits: QueueLimits,
+    incoming: &Incoming,
+) -> Result<(BTreeMap<TaskId, Wires>, Vec<RemoteChannel>, u64), WiringError> {
+    let graph = &deployment.graph;
+    let here: BTreeSet<TaskId> = deployment.tasks.iter().map(|task| task.task).collect();
+    if let Some(unknown) = here.iter().find(|task| graph.stage(**task).is_none()) {
+        return Err(WiringError::NoTask(*unknown));
+    }
+    let locations: BTreeMap<TaskId, &TaskLocation> = deployment
+        .locations
+        .iter()
+        .map(|at| (at.task, at))
+        .collect();
+    let channels: Vec<Channel> = graph
+        .channels()
+        .filter(|channel| here.contains(&channel.from) || here.contains(&channel.to))
+        .collect();
+    check_memory(channels.len() as u64, limits)?;
+
+    let header = |channel: ChannelId| ChannelHeader {
+        job: deployment.job,
+        attempt: deployment.attempt,
+        channel,
+    };
+    let bytes_max = usize::try_from(limits.bytes_max).unwrap_or(usize::MAX);
+    let mut wires: BTreeMap<TaskId, Wires> =
+        here.iter().map(|task| (*task, Wires::default())).collect();
+    let mut local: HashMap<ChannelId, Consumer> = HashMap::new();
+    let mut remote = Vec::new();
+    for channel in channels
+        .iter()
+        .filter(|channel| here.contains(&channel.from))
+    {
+        let (producer, consumer) = queue(bytes_max);
+        wires
+            .entry(channel.from)
+            .or_default()
+            .outgoing
+            .push((*channel, producer));
+        if here.contains(&channel.to) {
+            local.insert(channel.id, consumer);
+        } else {
+            let to = *locations
+                .get(&channel.to)
+                .ok_or(WiringError::NoLocation(channel.to))?;
+            remote.push(RemoteChannel {
+                header: header(channel.id),
+                from: channel.from,
+                to: to.clone(),
+                queue: consumer,
+            });
+        }
+    }
+    for channel in channels.iter().filter(|channel| here.contains(&channel.to)) {
+        let consumer = match local.remove(&channel.id) {
+            Some(consumer) => consumer,
+            None => {
+                let from = *locations
+                    .get(&channel.from)
+                    .ok_or(WiringError::NoLocation(channel.from))?;
+                incoming.expect(header(channel.id), from.task_manager.clone(), bytes_max)
+            }
+        };
+        wires
+            .entry(channel.to)
+            .or_default()
+            .incoming
+            .push((*channel, consumer));
+    }
+    Ok((wires, remote, channels.len() as u64))
+}
+
+fn check_memory(channels: u64, limits: QueueLimits) -> Result<(), WiringError> {
+    let total_bytes = (channels + limits.held_channels).saturating_mul(limits.bytes_max);
+    if total_bytes > limits.memory_max_bytes {
+        let QueueLimits {
+            bytes_max,
+            memory_max_bytes,
+            ..
+        } = limits;
+        return Err(WiringError::Memory {
+            channels,
+            bytes_max,
+            total_bytes,
+            memory_max_bytes,
+        });
+    }
+    Ok(())
+}

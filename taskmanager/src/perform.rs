@@ -1,0 +1,349 @@
+//! Intentions out: a function per action of the [`Worker`](tidemill_core::worker::Worker), and the table of running
+//! tasks that they act on. Nothing is decided here.
+
+use std::collections::HashMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidemill_core::worker::CheckpointWord;
+use tidemill_protocol::control::{
+    Blame, DeployTimings, Deployment, Report, TaskFailure, TaskState,
+};
+use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::split::SplitRequest;
+use tidemill_protocol::{CheckpointId, JobId, StageKind, TaskId};
+use tidemill_runtime::InstanceLimits;
+use tidemill_storage::Store;
+use tidemill_transport::{DataPlane, Endpoint};
+use tokio::runtime::Handle;
+use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
+use tracing::{info, warn};
+
+use crate::error_chain;
+use crate::exchange::wiring::{QueueLimits, RemoteChannel, wire};
+use crate::exchange::{Incoming, send_channel};
+use crate::logs::Logs;
+use crate::modules::Modules;
+use crate::task::{
+    Execution, Prepared, TaskCommand, TaskEvent, TaskHandle, TaskSetup, failure, micros, spawn,
+};
+
+/// What tasks are made with.
+pub(crate) struct Resources {
+    pub(crate) modules: Arc<Modules>,
+    pub(crate) store: Store,
+    pub(crate) plane: DataPlane,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) incoming: Incoming,
+    pub(crate) logs: Logs,
+    pub(crate) events: UnboundedSender<TaskEvent>,
+    pub(crate) runtime: Handle,
+    pub(crate) limits: InstanceLimits,
+    pub(crate) channel_bytes_max: u64,
+    pub(crate) exchange_memory_max_bytes: u64,
+}
+
+struct Entry {
+    handle: TaskHandle,
+    execution: Execution,
+    deployment: Arc<Deployment>,
+    channels: u64,
+}
+
+/// Carries out what was decided.
+pub(crate) struct Performer {
+    resources: Resources,
+    tasks: HashMap<(JobId, TaskId), Entry>,
+}
+
+impl Performer {
+    pub(crate) fn new(resources: Resources) -> Self {
+        Self {
+            resources,
+            tasks: HashMap::new(),
+        }
+    }
+
+    pub(crate) fn logs(&self) -> &Logs {
+        &self.resources.logs
+    }
+
+    /// Stops a task and refuses its attempt's streams from now on.
+    pub(crate) fn stop(&mut self, execution: Execution) {
+        let key = (execution.job, execution.task);
+        if self
+            .tasks
+            .get(&key)
+            .is_some_and(|entry| entry.execution == execution)
+            && let Some(entry) = self.tasks.remove(&key)
+        {
+            entry.handle.stop();
+        }
+        self.resources
+            .incoming
+            .retire(execution.job, execution.attempt);
+    }
+
+    /// Stops every task.
+    pub(crate) fn stop_all(&mut self) {
+        for (_, entry) in self.tasks.drain() {
+            entry.handle.stop();
+        }
+    }
+
+    /// Runs the tasks of a deployment, fetching what they need from the leader at `leader`.
+    pub(crate) fn start(&mut self, deployment: Deployment, leader: Option<SocketAddr>) {
+        let deployment = Arc::new(deployment);
+        let tasks: Vec<TaskId> = deployment.tasks.iter().map(|task| task.task).collect();
+        info!(job = %deployment.job, attempt = %deployment.attempt, tasks = tasks.len(), "deploying");
+        if let Err(reason) = self.try_start(&deployment, leader) {
+            for task in tasks {
+                let execution = Execution {
+                    job: deployment.job,
+                    task,
+                    attempt: deployment.attempt,
+                };
+                self.send(TaskEvent::State {
+                    execution,
+                    state: TaskState::Failed(reason.clone()),
+                });
+            }
+        }
+    }
+
+    fn try_start(
+        &mut self,
+        deployment: &Arc<Deployment>,
+        leader: Option<SocketAddr>,
+    ) -> Result<(), TaskFailure> {
+        let limits = QueueLimits {
+            bytes_max: self.resources.channel_bytes_max,
+            memory_max_bytes: self.resources.exchange_memory_max_bytes,
+            held_channels: self.tasks.values().map(|entry| entry.channels).sum(),
+        };
+        let (mut wires, remote, _) = wire(deployment, limits, &self.resources.incoming)
+            .map_err(|error| failure(Blame::Job, error.to_string()))?;
+        let mut stops: HashMap<TaskId, CancellationToken> = HashMap::new();
+        for task in &deployment.tasks {
+            let stop = CancellationToken::new();
+            stops.insert(task.task, stop.clone());
+            let wires = wires.remove(&task.task).unwrap_or_default();
+            let channels = (wires.incoming.len() + wires.outgoing.len()) as u64;
+            let execution = Execution {
+                job: deployment.job,
+                task: task.task,
+                attempt: deployment.attempt,
+            };
+            let setup = TaskSetup {
+                deployment: Arc::clone(deployment),
+                task: task.task,
+                limits: self.resources.limits,
+                wires,
+                log: self
+                    .resources
+                    .logs
+                    .task(execution.job, execution.task, execution.attempt),
+                store: self.resources.store.clone(),
+                events: self.resources.events.clone(),
+                runtime: self.resources.runtime.clone(),
+                stop: stop.clone(),
+            };
+            let (when_prepared, prepared) = oneshot::channel();
+            self.prepare(
+                deployment,
+                task.task,
+                task.image.clone(),
+                leader,
+                stop,
+                when_prepared,
+            );
+            let handle = spawn(setup, prepared).map_err(|error| {
+                failure(
+                    Blame::Cluster,
+                    format!("the system gives no thread for a task: {error}"),
+                )
+            })?;
+            let entry = Entry {
+                handle,
+                execution,
+                deployment: Arc::clone(deployment),
+                channels,
+            };
+            self.tasks.insert((execution.job, execution.task), entry);
+        }
+        for channel in remote {
+            let stop = stops.get(&channel.from).cloned().unwrap_or_default();
+            self.pump(channel, stop);
+        }
+        Ok(())
+    }
+
+    fn prepare(
+        &self,
+        deployment: &Arc<Deployment>,
+        task: TaskId,
+        image: Option<ObjectRef>,
+        leader: Option<SocketAddr>,
+        stop: CancellationToken,
+        done: oneshot::Sender<Result<Prepared, TaskFailure>>,
+    ) {
+        let (modules, store) = (
+            Arc::clone(&self.resources.modules),
+            self.resources.store.clone(),
+        );
+        let deployment = Arc::clone(deployment);
+        self.resources.runtime.spawn(async move {
+            let prepared = tokio::select! {
+                prepared = prepare_task(&modules, &store, &deployment, task, image, leader) => prepared,
+                () = stop.cancelled() => return,
+            };
+            // A task that was stopped meanwhile does not listen.
+            let _ = done.send(prepared);
+        });
+    }
+
+    fn pump(&self, channel: RemoteChannel, stop: CancellationToken) {
+        let (plane, events) = (self.resources.plane.clone(), self.resources.events.clone());
+        let endpoint = self.resources.endpoint.clone();
+        self.resources.runtime.spawn(async move {
+            let RemoteChannel {
+                header, to, queue, ..
+            } = channel;
+            let result = match endpoint.resolve(&to.address).await {
+                Ok(address) => send_channel(plane, address, header, queue, stop)
+                    .await
+                    .map_err(|error| error_chain(&error)),
+                Err(error) => Err(error_chain(&error)),
+            };
+            if let Err(reason) = result {
+                let (job, attempt, peer) = (header.job, header.attempt, to.task_manager);
+                let _ = events.send(TaskEvent::ChannelBroken {
+                    job,
+                    attempt,
+                    peer,
+                    reason,
+                });
+            }
+        });
+    }
+
+    /// Tells a task the leader's word about a checkpoint.
+    pub(crate) fn word(
+        &self,
+        execution: Execution,
+        checkpoint: CheckpointId,
+        word: CheckpointWord,
+    ) {
+        if let Some(entry) = self.tasks.get(&(execution.job, execution.task))
+            && entry.execution == execution
+        {
+            entry.handle.tell(TaskCommand::Checkpoint(checkpoint, word));
+        }
+    }
+
+    /// Brings a request for splits to its enumerator, here or elsewhere.
+    pub(crate) fn split_wanted(&self, request: SplitRequest) {
+        if self.hint(request) {
+            return;
+        }
+        let of_attempt = |entry: &&Entry| {
+            entry.execution.job == request.job && entry.execution.attempt == request.attempt
+        };
+        let Some(entry) = self.tasks.values().find(of_attempt) else {
+            return;
+        };
+        let location = entry
+            .deployment
+            .locations
+            .iter()
+            .find(|location| location.task == request.enumerator);
+        if let Some(address) = location.map(|location| location.address.clone()) {
+            let (plane, endpoint) = (
+                self.resources.plane.clone(),
+                self.resources.endpoint.clone(),
+            );
+            self.resources.runtime.spawn(async move {
+                if let Ok(address) = endpoint.resolve(&address).await {
+                    plane.send_hint(address, &request);
+                }
+            });
+        }
+    }
+
+    /// Hands a request for splits to an enumerator that runs here; `false` when it does not.
+    pub(crate) fn hint(&self, request: SplitRequest) -> bool {
+        let entry = self.tasks.get(&(request.job, request.enumerator));
+        let here = entry.filter(|entry| entry.execution.attempt == request.attempt);
+        if let Some(entry) = here {
+            entry.handle.tell(TaskCommand::Split(request));
+        }
+        here.is_some()
+    }
+
+    /// What every task has done so far.
+    pub(crate) fn report(&self) -> Report {
+        Report {
+            tasks: self
+                .tasks
+                .values()
+                .map(|entry| entry.handle.progress(entry.execution))
+                .collect(),
+        }
+    }
+
+    fn send(&self, event: TaskEvent) {
+        if self.resources.events.send(event).is_err() {
+            warn!("the driver is gone");
+        }
+    }
+}
+
+async fn prepare_task(
+    modules: &Modules,
+    store: &Store,
+    deployment: &Deployment,
+    task: TaskId,
+    image: Option<ObjectRef>,
+    leader: Option<SocketAddr>,
+) -> Result<Prepared, TaskFailure> {
+    let unavailable = |error: &dyn std::error::Error| failure(Blame::Cluster, error_chain(error));
+    let began = Instant::now();
+    let is_wasm = deployment
+        .graph
+        .stage(task)
+        .is_some_and(|stage| matches!(stage.kind, StageKind::Wasm { .. }));
+    let module = if is_wasm {
+        Some(
+            modules
+                .get(deployment.module, leader)
+                .await
+                .map_err(|error| unavailable(&error))?,
+        )
+    } else {
+        None
+    };
+    let module_us = micros(began.elapsed());
+    let began = Instant::now();
+    let image = match image {
+        None => None,
+        Some(manifest) => Some(
+            store
+                .read_image(deployment.job, task, &manifest)
+                .await
+                .map_err(|error| unavailable(&error))?,
+        ),
+    };
+    let timings = DeployTimings {
+        module_us,
+        fetch_us: micros(began.elapsed()),
+        restore_us: 0,
+    };
+    Ok(Prepared {
+        module,
+        image,
+        timings,
+    })
+}
