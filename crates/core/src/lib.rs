@@ -11,8 +11,10 @@
 extern crate alloc;
 
 pub mod alignment;
+pub mod checkpoint;
 pub mod graph;
 pub mod membership;
+pub mod recovery;
 pub mod restart;
 pub mod scheduler;
 pub mod time;

@@ -19,6 +19,26 @@ impl Pair {
         if a <= b { Self(a, b) } else { Self(b, a) }
     }
 
+    /// Both, the one of which more slots are used first; `None` when not both are used.
+    pub(crate) fn by_use(
+        &self,
+        used: &BTreeMap<TaskManagerId, u32>,
+    ) -> Option<(TaskManagerId, TaskManagerId)> {
+        let (first, second) = (used.get(&self.0)?, used.get(&self.1)?);
+        let (more, less) = if first >= second {
+            (&self.0, &self.1)
+        } else {
+            (&self.1, &self.0)
+        };
+        Some((more.clone(), less.clone()))
+    }
+
+    /// Whether this TaskManager is one of the two.
+    #[must_use]
+    pub fn contains(&self, task_manager: &TaskManagerId) -> bool {
+        self.0 == *task_manager || self.1 == *task_manager
+    }
+
     /// Whether both are among these.
     fn within(&self, chosen: &BTreeSet<&TaskManagerId>) -> bool {
         chosen.contains(&self.0) && chosen.contains(&self.1)

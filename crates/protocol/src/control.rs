@@ -261,6 +261,12 @@ pub enum TaskState {
     Finished,
     /// It failed and is gone.
     Failed(TaskFailure),
+    /// The image it was to restore is missing or damaged, so it never ran and is gone. The leader goes back to the
+    /// checkpoint before.
+    Unrestorable {
+        /// Which object, and what is wrong with it.
+        reason: String,
+    },
     /// It was cancelled and is gone.
     Cancelled,
 }

@@ -1,0 +1,688 @@
+//! The checkpoint coordinator of one job: when to begin, who has acknowledged, what is published. One checkpoint is in
+//! flight at a time.
+//!
+//! The order is fixed: all acknowledged → metadata object → pointer (the one thing that publishes) → `complete` to the
+//! tasks → clean-up. A lost reply to the pointer's write is neither success nor failure: the pointer is read back first. An
+//! abort undoes nothing. It never knows where tasks run; whoever owns it addresses its messages.
+
+mod history;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use tidemill_protocol::control::CheckpointAcknowledgement;
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, TaskImageRef};
+use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobOptions, JobRecord};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
+
+pub use self::history::{CheckpointRecord, HISTORY_MAX, History, Outcome};
+use crate::time::{Duration, Time, Timers};
+
+/// Between two tries to read the pointer back, and before a final checkpoint is tried again.
+const RETRY: Duration = Duration::from_millis(500);
+/// How many tasks a message about missing acknowledgements names.
+const TASKS_NAMED_MAX: usize = 5;
+
+/// What the coordinator is told.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// Every task of the job runs or has finished: checkpoints may begin.
+    TasksReady {
+        /// All of them, with the attempts that may acknowledge.
+        participants: BTreeMap<TaskId, AttemptId>,
+    },
+    /// Every task has finished: the final checkpoint begins at once.
+    AllFinished,
+    /// Some tasks do not run any more: what is not yet being published is given up.
+    TasksLost {
+        /// Why, for the history.
+        reason: String,
+    },
+    /// A task's part is stored.
+    Acknowledged(CheckpointAcknowledgement),
+    /// A task cannot take part.
+    Declined {
+        /// Who speaks.
+        attempt: AttemptId,
+        /// Which task.
+        task: TaskId,
+        /// Which checkpoint.
+        checkpoint: CheckpointId,
+        /// Why.
+        reason: String,
+    },
+    /// The metadata object is stored.
+    MetadataWritten {
+        /// Whose.
+        checkpoint: CheckpointId,
+        /// The object.
+        object: ObjectRef,
+    },
+    /// The metadata object could not be stored.
+    MetadataFailed {
+        /// Whose.
+        checkpoint: CheckpointId,
+        /// Why.
+        reason: String,
+    },
+    /// The pointer's write succeeded.
+    Published {
+        /// Which.
+        checkpoint: CheckpointId,
+    },
+    /// The pointer's write was refused and has certainly changed nothing.
+    PublishRefused {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// Why.
+        reason: String,
+    },
+    /// Whether the pointer was written is not known.
+    PublishUnknown {
+        /// Which.
+        checkpoint: CheckpointId,
+    },
+    /// The pointers were read back.
+    PointersRead {
+        /// After the write of this one.
+        checkpoint: CheckpointId,
+        /// What the registry holds.
+        pointers: CheckpointPointers,
+    },
+    /// The pointers could not be read back.
+    PointersUnreadable {
+        /// After the write of this one.
+        checkpoint: CheckpointId,
+    },
+    /// A task has committed everything up to a checkpoint.
+    Committed {
+        /// Who speaks.
+        attempt: AttemptId,
+        /// Which task.
+        task: TaskId,
+        /// Up to which.
+        checkpoint: CheckpointId,
+    },
+}
+
+/// What the coordinator wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Announce it to every task.
+    Trigger(CheckpointId),
+    /// Tell every task that it will never be published.
+    Abort(CheckpointId),
+    /// Store the metadata object.
+    WriteMetadata(CheckpointMetadata),
+    /// Write the pointers, under the leader's fence.
+    Publish {
+        /// The new one among them.
+        checkpoint: CheckpointId,
+        /// All that are to be there.
+        pointers: CheckpointPointers,
+    },
+    /// Read the pointers: a reply was lost.
+    ReadPointers {
+        /// The one in doubt.
+        checkpoint: CheckpointId,
+    },
+    /// Tell every task that it is published.
+    Complete(CheckpointId),
+    /// Delete what only these name.
+    Delete {
+        /// No pointer names them any more.
+        obsolete: Vec<CheckpointPointer>,
+        /// Whatever these name stays.
+        retained: Vec<CheckpointPointer>,
+    },
+    /// For logs: it is published.
+    Completed(CheckpointRecord),
+    /// For logs: it was given up.
+    Failed(CheckpointRecord),
+    /// More checkpoints failed in a row than is tolerable.
+    FailJob {
+        /// The last failure.
+        reason: String,
+    },
+    /// The final checkpoint is published and every task has confirmed its commit.
+    Finished,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Timer {
+    /// The next checkpoint begins.
+    Trigger,
+    /// The one in flight is given up.
+    Expire,
+    /// The pointer is read back again.
+    ReadBack,
+}
+
+/// The checkpoint in flight.
+#[derive(Clone, Debug)]
+struct Current {
+    id: CheckpointId,
+    participants: BTreeMap<TaskId, AttemptId>,
+    step: Step,
+}
+
+#[derive(Clone, Debug)]
+enum Step {
+    Collecting(BTreeMap<TaskId, CheckpointAcknowledgement>),
+    WritingMetadata(CheckpointMetadata),
+    /// From here on it cannot be given up: its pointer may be there.
+    Publishing(Retained),
+}
+
+/// A completed checkpoint, with its metadata when this leader has seen it.
+#[derive(Clone, Debug)]
+struct Retained {
+    pointer: CheckpointPointer,
+    metadata: Option<CheckpointMetadata>,
+}
+
+/// The coordinator of one job.
+#[derive(Clone, Debug)]
+pub struct Coordinator {
+    job: JobId,
+    module: ModuleHash,
+    job_graph_hash: u64,
+    epoch: Epoch,
+    counter: u64,
+    interval: Option<Duration>,
+    timeout: Duration,
+    tolerable_failures: u32,
+    retained_max: usize,
+    /// Present while every task runs or has finished.
+    participants: Option<BTreeMap<TaskId, AttemptId>>,
+    all_finished: bool,
+    /// When the final checkpoint was last tried.
+    final_tried: Option<Time>,
+    current: Option<Current>,
+    /// Completed checkpoints, oldest first.
+    retained: Vec<Retained>,
+    /// Completed once, not to be used again: deleted after the next publication.
+    obsolete: Vec<CheckpointPointer>,
+    /// The final checkpoint is published; these have not confirmed their commit.
+    committing: Option<(CheckpointId, BTreeSet<TaskId>)>,
+    failures: u32,
+    last_started: Option<Time>,
+    history: History,
+    timers: Timers<Timer>,
+    actions: VecDeque<Action>,
+}
+
+impl Coordinator {
+    /// The coordinator of a job under a leader; `pointers` are the checkpoints completed before.
+    #[must_use]
+    pub fn new(epoch: Epoch, record: &JobRecord, pointers: CheckpointPointers) -> Self {
+        let options: &JobOptions = &record.options;
+        let interval = options.checkpoint_interval_ms;
+        Self {
+            job: record.id,
+            module: record.module,
+            job_graph_hash: record.graph_hash,
+            epoch,
+            counter: 0,
+            interval: (interval > 0).then(|| Duration::from_millis(interval)),
+            timeout: Duration::from_millis(options.checkpoint_timeout_ms),
+            tolerable_failures: options.tolerable_failed_checkpoints,
+            retained_max: options.retained_checkpoints.max(1) as usize,
+            participants: None,
+            all_finished: false,
+            final_tried: None,
+            current: None,
+            retained: pointers
+                .completed
+                .into_iter()
+                .map(|pointer| Retained {
+                    pointer,
+                    metadata: None,
+                })
+                .collect(),
+            obsolete: Vec::new(),
+            committing: None,
+            failures: 0,
+            last_started: None,
+            history: History::default(),
+            timers: Timers::default(),
+            actions: VecDeque::new(),
+        }
+    }
+
+    /// Takes a fact. Facts about another checkpoint than the one in flight, or from an old attempt, change nothing.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::TasksReady { participants } => {
+                self.participants = Some(participants);
+                self.schedule(now);
+            }
+            Event::AllFinished => {
+                self.all_finished = true;
+                self.schedule(now);
+            }
+            Event::TasksLost { reason } => self.tasks_lost(now, reason),
+            Event::Acknowledged(acknowledgement) => self.acknowledged(acknowledgement),
+            Event::Declined {
+                attempt,
+                task,
+                checkpoint,
+                reason,
+            } => {
+                if self.awaits(checkpoint, task, attempt) {
+                    self.give_up(now, format!("task {task} declined: {reason}"), true);
+                }
+            }
+            Event::MetadataWritten { checkpoint, object } => {
+                self.metadata_written(checkpoint, object);
+            }
+            Event::MetadataFailed { checkpoint, reason } => {
+                if self.is_writing_metadata(checkpoint) {
+                    let reason = format!("its metadata could not be stored: {reason}");
+                    self.give_up(now, reason, true);
+                }
+            }
+            Event::Published { checkpoint } => self.published(now, checkpoint),
+            Event::PublishRefused { checkpoint, reason } => {
+                if self.is_publishing(checkpoint) {
+                    self.give_up(now, format!("its pointer was refused: {reason}"), true);
+                }
+            }
+            Event::PublishUnknown { checkpoint } => {
+                if self.is_publishing(checkpoint) {
+                    self.actions.push_back(Action::ReadPointers { checkpoint });
+                }
+            }
+            Event::PointersRead {
+                checkpoint,
+                pointers,
+            } => {
+                let there = pointers
+                    .completed
+                    .iter()
+                    .any(|found| found.checkpoint == checkpoint);
+                if there {
+                    self.published(now, checkpoint);
+                } else if self.is_publishing(checkpoint) {
+                    // The lost write may still land; writing the same again is right either way.
+                    self.publish();
+                }
+            }
+            Event::PointersUnreadable { checkpoint } => {
+                if self.is_publishing(checkpoint) {
+                    self.timers.set(Timer::ReadBack, now + RETRY);
+                }
+            }
+            Event::Committed {
+                attempt,
+                task,
+                checkpoint,
+            } => {
+                self.committed(attempt, task, checkpoint);
+            }
+        }
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Coordinator::handle_timeout`] is to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        self.timers.next_timeout()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(timer) = self.timers.take_expired(now) {
+            match timer {
+                Timer::Trigger => self.begin(now),
+                Timer::Expire => self.expired(now),
+                Timer::ReadBack => {
+                    if let Some(Current {
+                        id: checkpoint,
+                        step: Step::Publishing(_),
+                        ..
+                    }) = self.current
+                    {
+                        self.actions.push_back(Action::ReadPointers { checkpoint });
+                    }
+                }
+            }
+        }
+    }
+
+    /// Whether a pointer is being written. Until it is known how that went, nobody may go back to an older checkpoint:
+    /// what that restore discards, the newer one may have promised.
+    #[must_use]
+    pub fn is_publication_pending(&self) -> bool {
+        matches!(
+            self.current,
+            Some(Current {
+                step: Step::Publishing(_),
+                ..
+            })
+        )
+    }
+
+    /// The last completed checkpoint.
+    #[must_use]
+    pub fn last(&self) -> Option<&CheckpointPointer> {
+        self.retained.last().map(|retained| &retained.pointer)
+    }
+
+    /// The metadata of a completed checkpoint, when this leader has written or loaded it.
+    #[must_use]
+    pub fn metadata(&self, checkpoint: CheckpointId) -> Option<&CheckpointMetadata> {
+        let retained = self
+            .retained
+            .iter()
+            .find(|one| one.pointer.checkpoint == checkpoint)?;
+        retained.metadata.as_ref()
+    }
+
+    /// The metadata of a completed checkpoint was loaded and is whole.
+    pub fn metadata_loaded(&mut self, metadata: CheckpointMetadata) {
+        let checkpoint = metadata.checkpoint;
+        let mut retained = self.retained.iter_mut();
+        if let Some(one) = retained.find(|one| one.pointer.checkpoint == checkpoint) {
+            one.metadata = Some(metadata);
+        }
+    }
+
+    /// A completed checkpoint turned out to be damaged: it and all later ones are not used again. Says whether an
+    /// earlier one is left.
+    pub fn damaged(&mut self, checkpoint: CheckpointId) -> bool {
+        let from = self
+            .retained
+            .partition_point(|one| one.pointer.checkpoint < checkpoint);
+        self.obsolete
+            .extend(self.retained.drain(from..).map(|one| one.pointer));
+        !self.retained.is_empty()
+    }
+
+    /// Every completed checkpoint that a restart can go back to, oldest first.
+    pub fn retained(&self) -> impl Iterator<Item = &CheckpointPointer> {
+        self.retained.iter().map(|retained| &retained.pointer)
+    }
+
+    /// What became of the last checkpoints.
+    #[must_use]
+    pub fn history(&self) -> &History {
+        &self.history
+    }
+
+    fn schedule(&mut self, now: Time) {
+        if self.participants.is_none() || self.current.is_some() || self.committing.is_some() {
+            self.timers.stop(Timer::Trigger);
+            return;
+        }
+        let due = if self.all_finished {
+            // One that failed is tried again after a pause, so that a broken store is not hammered.
+            Some(self.final_tried.map_or(now, |tried| (tried + RETRY).max(now)))
+        } else {
+            let next = |interval| self.last_started.unwrap_or(now) + interval;
+            self.interval.map(|interval| next(interval).max(now))
+        };
+        match due {
+            Some(due) if due <= now => self.begin(now),
+            Some(due) => self.timers.set(Timer::Trigger, due),
+            None => self.timers.stop(Timer::Trigger),
+        }
+    }
+
+    fn begin(&mut self, now: Time) {
+        let Some(participants) = self.participants.clone().filter(|_| self.current.is_none())
+        else {
+            return;
+        };
+        self.timers.stop(Timer::Trigger);
+        self.counter += 1;
+        let id = CheckpointId::new(self.epoch, self.counter);
+        self.last_started = Some(now);
+        self.final_tried = self.all_finished.then_some(now);
+        self.history
+            .begin(CheckpointRecord::new(id, now, participants.len()));
+        self.current = Some(Current {
+            id,
+            participants,
+            step: Step::Collecting(BTreeMap::new()),
+        });
+        self.timers.set(Timer::Expire, now + self.timeout);
+        self.actions.push_back(Action::Trigger(id));
+    }
+
+    fn awaits(&self, checkpoint: CheckpointId, task: TaskId, attempt: AttemptId) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            current.id == checkpoint
+                && current.participants.get(&task) == Some(&attempt)
+                && matches!(&current.step, Step::Collecting(acks) if !acks.contains_key(&task))
+        })
+    }
+
+    fn is_writing_metadata(&self, checkpoint: CheckpointId) -> bool {
+        self.current.as_ref().is_some_and(|current| {
+            current.id == checkpoint && matches!(current.step, Step::WritingMetadata(_))
+        })
+    }
+
+    fn is_publishing(&self, checkpoint: CheckpointId) -> bool {
+        self.is_publication_pending()
+            && self
+                .current
+                .as_ref()
+                .is_some_and(|current| current.id == checkpoint)
+    }
+
+    fn acknowledged(&mut self, acknowledgement: CheckpointAcknowledgement) {
+        let (checkpoint, task) = (acknowledgement.checkpoint, acknowledgement.task);
+        if !self.awaits(checkpoint, task, acknowledgement.attempt) {
+            return;
+        }
+        let Some(current) = &mut self.current else {
+            return;
+        };
+        let Step::Collecting(acks) = &mut current.step else {
+            return;
+        };
+        if let Some(record) = self.history.current() {
+            record.add(&acknowledgement.stats);
+        }
+        acks.insert(task, acknowledgement);
+        if acks.len() < current.participants.len() {
+            return;
+        }
+        let tasks = core::mem::take(acks).into_values().map(|ack| TaskImageRef {
+            task: ack.task,
+            attempt: ack.attempt,
+            manifest: ack.manifest,
+            finished: ack.finished,
+        });
+        let metadata = CheckpointMetadata {
+            job: self.job,
+            checkpoint,
+            module: self.module,
+            job_graph_hash: self.job_graph_hash,
+            tasks: tasks.collect(),
+        };
+        current.step = Step::WritingMetadata(metadata.clone());
+        self.actions.push_back(Action::WriteMetadata(metadata));
+    }
+
+    fn metadata_written(&mut self, checkpoint: CheckpointId, object: ObjectRef) {
+        let Some(current) = self
+            .current
+            .as_mut()
+            .filter(|current| current.id == checkpoint)
+        else {
+            return;
+        };
+        let Step::WritingMetadata(metadata) = &current.step else {
+            return;
+        };
+        let pointer = CheckpointPointer {
+            checkpoint,
+            metadata: object,
+        };
+        let metadata = Some(metadata.clone());
+        current.step = Step::Publishing(Retained { pointer, metadata });
+        self.timers.stop(Timer::Expire);
+        self.publish();
+    }
+
+    /// Writes the pointers that are to be there: the newest retained, and the one in flight.
+    fn publish(&mut self) {
+        let Some(Current {
+            id,
+            step: Step::Publishing(new),
+            ..
+        }) = &self.current
+        else {
+            return;
+        };
+        let (checkpoint, newest) = (*id, new.pointer.clone());
+        let older = self.retained.len().saturating_sub(self.retained_max - 1);
+        let kept = self.retained[older..].iter().map(|one| one.pointer.clone());
+        let pointers = CheckpointPointers {
+            completed: kept.chain([newest]).collect(),
+        };
+        self.actions.push_back(Action::Publish {
+            checkpoint,
+            pointers,
+        });
+    }
+
+    fn published(&mut self, now: Time, checkpoint: CheckpointId) {
+        if !self.is_publishing(checkpoint) {
+            return;
+        }
+        let Some(current) = self.current.take() else {
+            return;
+        };
+        let Step::Publishing(new) = current.step else {
+            return;
+        };
+        self.failures = 0;
+        self.timers.stop(Timer::ReadBack);
+        let parts = new.metadata.iter().flat_map(|metadata| &metadata.tasks);
+        let is_final = parts.clone().next().is_some() && parts.clone().all(|part| part.finished);
+        self.retained.push(new);
+        let surplus = self.retained.len().saturating_sub(self.retained_max);
+        let dropped = self.retained.drain(..surplus).map(|one| one.pointer);
+        self.obsolete.extend(dropped);
+        if let Some(record) = self.history.current() {
+            record.is_final = is_final;
+        }
+        let record = self.history.end(now, Outcome::Completed).cloned();
+        self.actions.extend(record.map(Action::Completed));
+        // Whoever does not run any more gets no `complete`: its next restore replays the commit.
+        if self.participants.as_ref() == Some(&current.participants) {
+            self.actions.push_back(Action::Complete(checkpoint));
+            if is_final {
+                let waiting = current.participants.into_keys().collect();
+                self.committing = Some((checkpoint, waiting));
+            }
+        }
+        if !self.obsolete.is_empty() {
+            let obsolete = core::mem::take(&mut self.obsolete);
+            let retained = self.retained().cloned().collect();
+            self.actions
+                .push_back(Action::Delete { obsolete, retained });
+        }
+        self.schedule(now);
+    }
+
+    fn committed(&mut self, attempt: AttemptId, task: TaskId, checkpoint: CheckpointId) {
+        let current = self
+            .participants
+            .as_ref()
+            .and_then(|tasks| tasks.get(&task));
+        let Some((last, waiting)) = &mut self.committing else {
+            return;
+        };
+        if current != Some(&attempt) || checkpoint < *last || !waiting.remove(&task) {
+            return;
+        }
+        if waiting.is_empty() {
+            self.actions.push_back(Action::Finished);
+        }
+    }
+
+    /// Whether a task has nothing left to do: the final checkpoint is published and it has confirmed its commit.
+    #[must_use]
+    pub fn is_done(&self, task: TaskId) -> bool {
+        self.committing
+            .as_ref()
+            .is_some_and(|(_, waiting)| !waiting.contains(&task))
+    }
+
+    fn tasks_lost(&mut self, now: Time, reason: String) {
+        self.participants = None;
+        self.all_finished = false;
+        self.final_tried = None;
+        self.committing = None;
+        self.timers.stop(Timer::Trigger);
+        if !self.is_publication_pending() {
+            self.give_up(now, reason, false);
+        }
+    }
+
+    fn expired(&mut self, now: Time) {
+        let Some(current) = &self.current else { return };
+        let reason = match &current.step {
+            Step::Collecting(acks) => {
+                let silent = current
+                    .participants
+                    .keys()
+                    .filter(|task| !acks.contains_key(task));
+                let count = silent.clone().count();
+                let named: Vec<_> = silent
+                    .take(TASKS_NAMED_MAX)
+                    .map(ToString::to_string)
+                    .collect();
+                let more = if count > named.len() { ", …" } else { "" };
+                let named = named.join(", ");
+                format!(
+                    "{count} tasks had not acknowledged in {:?}: {named}{more}",
+                    self.timeout
+                )
+            }
+            Step::WritingMetadata(_) => {
+                format!("its metadata was not stored in {:?}", self.timeout)
+            }
+            Step::Publishing(_) => return,
+        };
+        self.give_up(now, reason, true);
+    }
+
+    /// Gives up the checkpoint in flight. Undoes nothing.
+    fn give_up(&mut self, now: Time, reason: String, counts: bool) {
+        let Some(current) = self.current.take() else {
+            return;
+        };
+        self.timers.stop(Timer::Expire);
+        self.timers.stop(Timer::ReadBack);
+        self.actions.push_back(Action::Abort(current.id));
+        let outcome = Outcome::Failed {
+            reason: reason.clone(),
+        };
+        let record = self.history.end(now, outcome).cloned();
+        self.actions.extend(record.map(Action::Failed));
+        if counts {
+            self.failures = self.failures.saturating_add(1);
+            if self.failures > self.tolerable_failures {
+                self.failures = 0;
+                self.actions.push_back(Action::FailJob { reason });
+                return;
+            }
+        }
+        self.schedule(now);
+    }
+}
+
+#[cfg(test)]
+#[path = "checkpoint/tests.rs"]
+mod tests;
