@@ -99,7 +99,7 @@ impl<R: Outcome> TestRun<R> {
             first_task: Vec::new(),
             now_ms: 1,
             dice: Dice(self.seed),
-            outputs: BTreeMap::new(),
+            written: BTreeMap::new(),
             graph,
         };
         run.open_tasks(self)?;
@@ -108,10 +108,7 @@ impl<R: Outcome> TestRun<R> {
             run.feed(stage, self)?;
         }
         run.finish()?;
-        Ok(Outputs {
-            records: run.outputs,
-            graph: run.graph,
-        })
+        Ok(run.outputs())
     }
 
     fn parallelism_of(&self, stage: &Stage) -> u32 {
@@ -123,6 +120,7 @@ impl<R: Outcome> TestRun<R> {
 #[derive(Clone, Debug)]
 pub struct Outputs {
     records: BTreeMap<String, Vec<Vec<u8>>>,
+    records_per_stage: Vec<(u64, u64)>,
     graph: JobGraph,
 }
 
@@ -158,6 +156,12 @@ impl Outputs {
             ),
         };
         self.records(sink).iter().map(read).collect()
+    }
+
+    /// For each stage how many records all its tasks took in (or made), and how many they gave out.
+    #[must_use]
+    pub fn records_per_stage(&self) -> &[(u64, u64)] {
+        &self.records_per_stage
     }
 
     /// The graph that ran.
@@ -220,7 +224,7 @@ struct Run {
     first_task: Vec<usize>,
     now_ms: u64,
     dice: Dice,
-    outputs: BTreeMap<String, Vec<Vec<u8>>>,
+    written: BTreeMap<String, Vec<Vec<u8>>>,
 }
 
 impl Run {
@@ -365,6 +369,19 @@ impl Run {
         Err(format!("the job has not ended after {STEPS_MAX} steps"))
     }
 
+    fn outputs(self) -> Outputs {
+        let mut records_per_stage = vec![(0, 0); self.graph.stages.len()];
+        for task in &self.tasks {
+            records_per_stage[task.stage].0 += task.instance.cx.records_in;
+            records_per_stage[task.stage].1 += task.instance.cx.records_out;
+        }
+        Outputs {
+            records: self.written,
+            records_per_stage,
+            graph: self.graph,
+        }
+    }
+
     fn step(&mut self, number: usize, action: Action) {
         let now_ms = self.now_ms;
         let barrier = self.dice.below(8) == 0;
@@ -411,7 +428,7 @@ impl Run {
         match &self.graph.stages[stage].outputs[output as usize] {
             Output::Sink(connector) => {
                 let name = connector.options.get("path").unwrap_or(&connector.kind);
-                let records = self.outputs.entry(name.clone()).or_default();
+                let records = self.written.entry(name.clone()).or_default();
                 records.extend(
                     framed::records(&batch)
                         .map(|record| record.expect("sinks are given whole records").to_vec()),

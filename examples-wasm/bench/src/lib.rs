@@ -1,0 +1,156 @@
+//! The jobs that `cargo xtask bench` measures. Every record is a pure function of its number and is made in the guest,
+//! so that nothing but the engine is measured; the streams are bit for bit those of the Flink jobs they are compared with.
+//!
+//! * `count-gen`: a key of 100,000 and 100 bytes, partitioned by key, counted, discarded;
+//! * `pass`: 100 bytes of text, parsed, scaled, filtered, discarded;
+//! * `pass-rebalance`: the same with an exchange before the parsing.
+
+use core::hint::black_box;
+
+use tidemill::prelude::*;
+
+/// Keys of `count-gen`.
+const KEYS: u64 = 100_000;
+
+/// A record of `count-gen`: key and value.
+pub type Keyed = (i64, ByteArray<100>);
+
+/// A record of `pass`.
+pub type Line = ByteArray<100>;
+
+#[derive(Clone, Copy, Debug)]
+enum Kind {
+    CountGen,
+    Pass,
+    PassRebalance,
+}
+
+/// Runs the stream named by `job`; `count` records in all, 0 for no end.
+#[tidemill::job]
+pub fn bench(job: &mut Job) {
+    let count: u64 = job.param("count").default(0);
+    let kinds = [
+        ("count-gen", Kind::CountGen),
+        ("pass", Kind::Pass),
+        ("pass-rebalance", Kind::PassRebalance),
+    ];
+    match job.param("job").choice("count-gen", &kinds) {
+        Kind::CountGen => {
+            job.source(Numbered::new(count, keyed))
+                .key_by(|(key, _)| *key)
+                .count()
+                // Makes every result be computed, although nobody looks at it.
+                .inspect(|result| {
+                    black_box(result);
+                })
+                .sink(discard());
+        }
+        Kind::Pass => parse_and_filter(job.source(Numbered::new(count, line()))),
+        Kind::PassRebalance => {
+            parse_and_filter(job.source(Numbered::new(count, line())).rebalance())
+        }
+    }
+}
+
+fn parse_and_filter(lines: Stream<impl Chain<Out = Line>>) {
+    lines
+        .map(parse)
+        .filter(|(_, scaled, _)| scaled % 10 != 0)
+        .inspect(|result| {
+            black_box(result);
+        })
+        .sink(discard());
+}
+
+/// Makes record n from n alone; subtask s of P makes n = s, s + P, s + 2P, …
+pub struct Numbered<F> {
+    next: u64,
+    step: u64,
+    end: u64,
+    record: F,
+}
+
+impl<F> Numbered<F> {
+    /// A source of `count` records, or without end when that is 0.
+    pub fn new(count: u64, record: F) -> Self {
+        let end = if count == 0 { u64::MAX } else { count };
+        Self {
+            next: 0,
+            step: 1,
+            end,
+            record,
+        }
+    }
+}
+
+impl<T: 'static, F: FnMut(u64) -> T + 'static> Source for Numbered<F> {
+    type Item = T;
+
+    fn open(&mut self, subtask: u32, parallelism: u32) {
+        (self.next, self.step) = (subtask.into(), parallelism.into());
+    }
+
+    #[inline]
+    fn next(&mut self, _cx: &Context) -> Next<T> {
+        let n = self.next;
+        if n >= self.end {
+            return Next::End;
+        }
+        self.next = n.saturating_add(self.step);
+        Next::Record((self.record)(n))
+    }
+}
+
+/// The finaliser of SplitMix64 (Steele, Lea, Flood) over n plus the golden ratio.
+#[inline]
+pub fn mix(n: u64) -> u64 {
+    let mut z = n.wrapping_add(0x9E37_79B9_7F4A_7C15);
+    z = (z ^ (z >> 30)).wrapping_mul(0xBF58_476D_1CE4_E5B9);
+    z = (z ^ (z >> 27)).wrapping_mul(0x94D0_49BB_1331_11EB);
+    z ^ (z >> 31)
+}
+
+/// Record n of `count-gen`: n big-endian in the first eight bytes of the value, zeros after.
+#[inline]
+pub fn keyed(n: u64) -> Keyed {
+    let mut value = [0; 100];
+    value[..8].copy_from_slice(&n.to_be_bytes());
+    (((mix(n) >> 1) % KEYS) as i64, ByteArray(value))
+}
+
+/// Makes the records of `pass`: n as ten digits, six digits of its hash, 82 times `x`.
+pub fn line() -> impl FnMut(u64) -> Line {
+    let mut record = [b'x'; 100];
+    record[10] = b',';
+    record[17] = b',';
+    move |n| {
+        write_digits(&mut record[..10], n);
+        write_digits(&mut record[11..17], (mix(n) >> 1) % 1_000_000);
+        ByteArray(record)
+    }
+}
+
+#[inline]
+fn write_digits(digits: &mut [u8], mut number: u64) {
+    for digit in digits.iter_mut().rev() {
+        *digit = b'0' + (number % 10) as u8;
+        number /= 10;
+    }
+}
+
+/// Reads both numbers of a record and scales the second.
+#[inline]
+pub fn parse(record: Line) -> (i64, i64, Line) {
+    (
+        read_digits(&record[..10]),
+        read_digits(&record[11..17]) * 908 / 1000,
+        record,
+    )
+}
+
+#[inline]
+fn read_digits(digits: &[u8]) -> i64 {
+    digits.iter().fold(0, |number, digit| {
+        number * 10 + i64::from(digit.wrapping_sub(b'0'))
+    })
+}

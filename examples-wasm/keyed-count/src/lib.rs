@@ -1,0 +1,33 @@
+//! A generated stream and a count per key: the numbers 0, 1, 2, … counted by their remainder. What comes out can
+//! be checked without looking at what went in, which makes it the job to try failures on.
+
+use serde::{Deserialize, Serialize};
+use tidemill::prelude::*;
+
+/// A key and how many numbers have had it so far.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct KeyCount {
+    /// The remainder.
+    pub key: u64,
+    /// Numbers so far.
+    pub count: u64,
+}
+
+/// Generates `count` numbers (0 for no end), at most `rate` a second from each source task (0 for no limit), counts them by
+/// their remainder of division by `keys`, and writes every change to the directory `output`.
+#[tidemill::job]
+pub fn keyed_count(job: &mut Job) -> Result<(), &'static str> {
+    let count: u64 = job.param("count").required();
+    let keys: u64 = job.param("keys").default(1_000);
+    let rate: u64 = job.param("rate").default(0);
+    if keys == 0 {
+        return Err("parameter `keys` is 0: there must be at least one key");
+    }
+    job.source(generator(count).rate(rate))
+        .key_by(move |n| n % keys)
+        .count()
+        .id("counts")
+        .map(|(key, count)| KeyCount { key, count })
+        .sink(files(job.param("output")).json());
+    Ok(())
+}

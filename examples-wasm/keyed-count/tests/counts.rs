@@ -1,0 +1,33 @@
+//! The keyed count against arithmetic: each key counts up by one, to the number of its multiples.
+
+use keyed_count::{KeyCount, keyed_count};
+use tidemill::testing::TestRun;
+
+fn run(count: u64, keys: u64) -> Result<Vec<KeyCount>, String> {
+    let run = TestRun::new(keyed_count)
+        .parameter("count", count)
+        .parameter("keys", keys)
+        .parameter("output", "out");
+    run.parallelism(3)
+        .seed(1)
+        .run()
+        .map(|outputs| outputs.json("out"))
+}
+
+#[test]
+fn each_key_counts_up_to_its_share_one_by_one() {
+    let mut written = run(10_007, 100).expect("runs");
+    written.sort();
+    let expected: Vec<KeyCount> = (0..100)
+        .flat_map(|key| {
+            (1..=if key < 7 { 101 } else { 100 }).map(move |count| KeyCount { key, count })
+        })
+        .collect();
+    assert_eq!(written, expected);
+}
+
+#[test]
+fn no_keys_are_refused_in_words() {
+    let error = run(5, 0).expect_err("refused");
+    assert!(error.contains("parameter `keys` is 0"), "{error}");
+}
