@@ -3,8 +3,13 @@
 //! It never holds logic that a user of Tidemill needs; that is in the crates. Its dependencies are few,
 //! for it is the first thing that a newcomer compiles.
 
+mod bench;
+mod binary;
 mod build_wasm;
 mod check_dependencies;
+mod cluster;
+mod demo;
+mod interrupt;
 mod lint;
 mod setup;
 mod test;
@@ -32,6 +37,10 @@ enum Verb {
     Setup,
     /// Compile example jobs to Wasm and print the modules' paths.
     BuildWasm(build_wasm::Arguments),
+    /// Run a job on a cluster, kill a machine of it in mid-run, and check the result.
+    Demo(demo::Arguments),
+    /// Measure throughput, processor time and memory, also against another system's harness.
+    Bench(bench::Arguments),
     /// Run every test: set-up, example jobs, the binary, doctests, then all tests.
     Test(test::Arguments),
     /// Check format, lints, documentation, licences, and this project's own rules.
@@ -57,6 +66,8 @@ fn run(verb: Verb) -> anyhow::Result<()> {
     match verb {
         Verb::Setup => setup::run(&workspace),
         Verb::BuildWasm(arguments) => build_wasm::run(&workspace, &arguments),
+        Verb::Demo(arguments) => demo::run(&workspace, &arguments),
+        Verb::Bench(arguments) => bench::run(&workspace, &arguments),
         Verb::Test(arguments) => test::run(&workspace, &arguments),
         Verb::Lint => lint::run(&workspace),
         Verb::CheckDependencies => check_dependencies::run(&workspace),

@@ -1,0 +1,182 @@
+//! `cargo xtask bench`: how fast a cluster is, what it costs, and how that compares with another system's.
+//!
+//! It never measures two systems at once: with a peer, each row is run by one and then by the other, round after round,
+//! so that a machine which slows down slows both.
+
+mod own;
+mod peer;
+mod row;
+mod table;
+
+use std::collections::BTreeMap;
+use std::fs::{self, OpenOptions};
+use std::io::Write as _;
+use std::path::Path;
+use std::thread;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use serde_json::Value;
+
+use crate::workspace::Workspace;
+use crate::{binary, build_wasm, interrupt};
+use own::Bench;
+use peer::{Peer, PeerArgument};
+use row::{Figures, Row, SHAPES};
+
+/// The jobs: each is an example of the same name.
+const JOBS: [&str; 3] = ["count-gen", "pass", "pass-rebalance"];
+
+/// What to measure.
+#[derive(clap::Args)]
+pub(crate) struct Arguments {
+    /// The jobs; all when none is named.
+    #[arg(value_parser = JOBS)]
+    names: Vec<String>,
+
+    /// How long each run is measured, in seconds.
+    #[arg(long, value_name = "N", default_value_t = 30, value_parser = clap::value_parser!(u64).range(5..))]
+    seconds: u64,
+
+    /// How long each run warms up before that, in seconds.
+    #[arg(long, value_name = "N", default_value_t = 20)]
+    warm_up: u64,
+
+    /// How many times all rows are run.
+    #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// Another system to compare with, and the directory of its harness; may be repeated.
+    #[arg(long = "peer", value_name = "NAME=DIR")]
+    peers: Vec<PeerArgument>,
+}
+
+/// A system and the figures of its runs, by row.
+type Measured = (String, Vec<(Row, Vec<Figures>)>);
+
+/// Builds, measures and prints the tables.
+pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
+    let jobs: Vec<String> = match arguments.names.as_slice() {
+        [] => JOBS.map(str::to_owned).to_vec(),
+        names => names.to_vec(),
+    };
+    let directory = workspace.target_directory()?.join("bench");
+    fs::create_dir_all(&directory)?;
+    let bench = Bench {
+        modules: modules(workspace, &jobs)?,
+        tidemill: binary::build_release(workspace)?,
+        directory: directory.join("runs"),
+        warm_up: Duration::from_secs(arguments.warm_up),
+        steady: Duration::from_secs(arguments.seconds),
+    };
+    interrupt::watch();
+    let peers: Vec<Peer> = arguments
+        .peers
+        .iter()
+        .map(|argument| Peer::set_up(argument, &directory))
+        .collect::<anyhow::Result<_>>()?;
+    let rows: Vec<Row> = jobs
+        .iter()
+        .flat_map(|job| {
+            SHAPES.map(|shape| Row {
+                job: job.clone(),
+                shape,
+            })
+        })
+        .collect();
+    let measured = measure(&bench, &peers, &rows, arguments.rounds, &directory)?;
+    print(&measured, arguments);
+    Ok(())
+}
+
+fn modules(
+    workspace: &Workspace,
+    jobs: &[String],
+) -> anyhow::Result<BTreeMap<String, std::path::PathBuf>> {
+    let mut modules = BTreeMap::new();
+    for path in build_wasm::build(workspace, jobs)? {
+        // A module is named as its crate, with underscores.
+        let name = path.file_stem().unwrap_or_default().to_string_lossy();
+        modules.insert(name.replace('_', "-"), path);
+    }
+    for job in jobs {
+        if !modules.contains_key(job) {
+            bail!("the build of {job} made no module of that name");
+        }
+    }
+    Ok(modules)
+}
+
+fn measure(
+    bench: &Bench,
+    peers: &[Peer],
+    rows: &[Row],
+    rounds: u32,
+    directory: &Path,
+) -> anyhow::Result<Vec<Measured>> {
+    let empty = || -> Vec<(Row, Vec<Figures>)> {
+        rows.iter().map(|row| (row.clone(), Vec::new())).collect()
+    };
+    let mut measured: Vec<Measured> = vec![("tidemill".to_owned(), empty())];
+    measured.extend(peers.iter().map(|peer| (peer.name().to_owned(), empty())));
+    let results = directory.join("results.jsonl");
+    for round in 1..=rounds {
+        for (index, row) in rows.iter().enumerate() {
+            for (system, (name, runs)) in measured.iter_mut().enumerate() {
+                eprintln!("round {round} of {rounds}: {name}, {row}");
+                let figures = match system.checked_sub(1) {
+                    None => bench.run(row)?,
+                    Some(peer) => peers[peer].run(row, bench.warm_up, bench.steady)?,
+                };
+                eprintln!(
+                    "  {:.0} records/s, {:.3} CPU s per million, {:.2} cores of others",
+                    figures.rate, figures.processor_s_per_million, figures.others
+                );
+                append(&results, &figures.to_json(name, row))?;
+                runs[index].1.push(figures);
+            }
+        }
+    }
+    eprintln!("all figures are appended to {}", results.display());
+    Ok(measured)
+}
+
+fn append(path: &Path, line: &Value) -> anyhow::Result<()> {
+    let file = OpenOptions::new().create(true).append(true).open(path);
+    let mut file = file.with_context(|| format!("cannot write {}", path.display()))?;
+    writeln!(file, "{line}").with_context(|| format!("cannot write {}", path.display()))
+}
+
+fn print(measured: &[Measured], arguments: &Arguments) {
+    println!("{}", machine());
+    println!(
+        "Each figure: median of {} run(s), {} s measured after {} s of warm-up, a checkpoint each second.",
+        arguments.rounds, arguments.seconds, arguments.warm_up
+    );
+    for (name, rows) in measured {
+        println!("\n### {name}\n\n{}", table::of_one(rows));
+    }
+    if let [(_, own), peers @ ..] = measured {
+        for (name, rows) in peers {
+            println!("### Ratios\n\n{}", table::of_ratios(name, own, rows));
+        }
+    }
+}
+
+/// The machine in a line, as far as it tells.
+fn machine() -> String {
+    let read = |path: &str| fs::read_to_string(path).unwrap_or_default();
+    let field = |text: &str, name: &str| {
+        text.lines()
+            .find_map(|line| line.strip_prefix(name)?.split_once(':'))
+            .map(|(_, value)| value.trim().to_owned())
+            .unwrap_or_else(|| "?".to_owned())
+    };
+    let cores = thread::available_parallelism().map_or(0, usize::from);
+    format!(
+        "{cores} cores of {}, memory {}, Linux {}.",
+        field(&read("/proc/cpuinfo"), "model name"),
+        field(&read("/proc/meminfo"), "MemTotal"),
+        read("/proc/sys/kernel/osrelease").trim()
+    )
+}
