@@ -38,6 +38,8 @@ mod control;
 mod data;
 mod endpoint;
 mod hello;
+#[cfg(test)]
+mod hostile;
 mod liveness;
 mod loss;
 mod options;

@@ -247,6 +247,11 @@ async fn serve(connection: quinn::Connection, peer: Peer, arrivals: Arrivals, po
     tracing::info!(%peer, "the data connection ended: {}", crate::loss::ConnectionLoss::from(&error));
 }
 
+#[cfg(test)]
+pub(crate) fn encode_opening(header: ChannelHeader) -> Vec<u8> {
+    codec::encode(&ChannelOpening(header))
+}
+
 /// Reads a channel's first message and hands the channel over.
 async fn receive_opening(
     stream: quinn::RecvStream,
