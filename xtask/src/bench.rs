@@ -8,14 +8,13 @@ mod peer;
 mod row;
 mod table;
 
-use std::collections::BTreeMap;
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
 use std::path::Path;
 use std::thread;
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::Context;
 use serde_json::Value;
 
 use crate::workspace::Workspace;
@@ -24,7 +23,10 @@ use own::Bench;
 use peer::{Peer, PeerArgument};
 use row::{Figures, Row, SHAPES};
 
-/// The jobs: each is an example of the same name.
+/// The jobs' module: which of them it is, a parameter says.
+const MODULE: &str = "bench";
+
+/// The jobs, as the parameter calls them.
 const JOBS: [&str; 3] = ["count-gen", "pass", "pass-rebalance"];
 
 /// What to measure.
@@ -62,8 +64,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
     };
     let directory = workspace.target_directory()?.join("bench");
     fs::create_dir_all(&directory)?;
+    let modules = build_wasm::build(workspace, &[MODULE.to_owned()])?;
     let bench = Bench {
-        modules: modules(workspace, &jobs)?,
+        module: modules.into_iter().next().context("no module was built")?,
         tidemill: binary::build_release(workspace)?,
         directory: directory.join("runs"),
         warm_up: Duration::from_secs(arguments.warm_up),
@@ -87,24 +90,6 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
     let measured = measure(&bench, &peers, &rows, arguments.rounds, &directory)?;
     print(&measured, arguments);
     Ok(())
-}
-
-fn modules(
-    workspace: &Workspace,
-    jobs: &[String],
-) -> anyhow::Result<BTreeMap<String, std::path::PathBuf>> {
-    let mut modules = BTreeMap::new();
-    for path in build_wasm::build(workspace, jobs)? {
-        // A module is named as its crate, with underscores.
-        let name = path.file_stem().unwrap_or_default().to_string_lossy();
-        modules.insert(name.replace('_', "-"), path);
-    }
-    for job in jobs {
-        if !modules.contains_key(job) {
-            bail!("the build of {job} made no module of that name");
-        }
-    }
-    Ok(modules)
 }
 
 fn measure(

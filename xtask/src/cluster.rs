@@ -182,7 +182,7 @@ fn configuration(directory: &Path, settings: &[(&str, &str)]) -> String {
 fn certificates(tidemill: &Path, directory: &Path) -> anyhow::Result<()> {
     let mut command = Command::new(tidemill);
     let output = clean_environment(&mut command)
-        .args(["certs", "--dir"])
+        .args(["certs", "--out"])
         .arg(directory.join("tls"))
         .stdin(Stdio::null())
         .output()

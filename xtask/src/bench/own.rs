@@ -29,8 +29,8 @@ const COLLECT_EVERY: Duration = Duration::from_secs(5);
 pub(super) struct Bench {
     /// The binary.
     pub(super) tidemill: PathBuf,
-    /// The jobs' modules by the jobs' names.
-    pub(super) modules: BTreeMap<String, PathBuf>,
+    /// The module with all the jobs in it.
+    pub(super) module: PathBuf,
     /// Where each run gets a new directory.
     pub(super) directory: PathBuf,
     /// From the first record to the beginning of the measurement.
@@ -42,8 +42,6 @@ pub(super) struct Bench {
 impl Bench {
     /// Runs a row.
     pub(super) fn run(&self, row: &Row) -> anyhow::Result<Figures> {
-        let module = self.modules.get(&row.job);
-        let module = module.with_context(|| format!("there is no job {}", row.job))?;
         let name = format!(
             "{}-p{}-tm{}",
             row.job, row.shape.parallelism, row.shape.taskmanagers
@@ -54,14 +52,14 @@ impl Bench {
         }
         fs::create_dir_all(&directory)?;
         let figures = self
-            .measure(row, module, &directory)
+            .measure(row, &directory)
             .with_context(|| format!("{row}: logs are in {}", directory.display()))?;
         // The logs stay; images may be large.
         let _ = fs::remove_dir_all(directory.join("store"));
         Ok(figures)
     }
 
-    fn measure(&self, row: &Row, module: &Path, directory: &Path) -> anyhow::Result<Figures> {
+    fn measure(&self, row: &Row, directory: &Path) -> anyhow::Result<Figures> {
         let settings = [
             ("checkpoints.interval_ms", "1000"),
             ("jobmanager.report_interval_ms", REPORT_INTERVAL_MS),
@@ -75,7 +73,9 @@ impl Bench {
 
         let submitted = Instant::now();
         let parallelism = row.shape.parallelism.to_string();
-        let job = cluster.submit(module, &["--parallelism", &parallelism])?;
+        let parameter = format!("job={}", row.job);
+        let arguments = ["--parallelism", &parallelism, "--param", &parameter];
+        let job = cluster.submit(&self.module, &arguments)?;
         interrupt::wait_for("the first record", FIRST_RECORD_LIMIT, || {
             cluster.check()?;
             Ok((records(&cluster, &job)? > 0).then_some(()))
