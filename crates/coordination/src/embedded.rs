@@ -5,7 +5,7 @@
 
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, TryLockError};
-use std::io::{Read, Seek, Write};
+use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard};
@@ -64,9 +64,7 @@ impl Embedded {
                 directory: directory.display().to_string(),
                 holder: "another process".into(),
             },
-            DatabaseError::Storage(redb::StorageError::Io(error))
-                if error.kind() != std::io::ErrorKind::InvalidData =>
-            {
+            DatabaseError::Storage(redb::StorageError::Io(error)) if !tells_damage(&error) => {
                 unusable(error.into())
             }
             error => OpenError::Damaged {
@@ -387,6 +385,14 @@ fn in_use(directory: &impl Display, lock: &mut File) -> OpenError {
         directory: directory.to_string(),
         holder,
     }
+}
+
+/// Whether an error of the system's is about the file's content: it is no database, or cut short.
+fn tells_damage(error: &std::io::Error) -> bool {
+    matches!(
+        error.kind(),
+        ErrorKind::InvalidData | ErrorKind::UnexpectedEof
+    )
 }
 
 /// Opens the database and makes its tables, so that readers find them. Every page is verified: a file that was changed

@@ -56,41 +56,23 @@ impl Store {
         task: TaskId,
         object: &ObjectRef,
     ) -> Result<ImagePlan, ReadError> {
-        let mut newest: Manifest = self.read_versioned(object).await?;
-        check(&newest, job, task).map_err(|reason| ReadError::damaged(&object.key, reason))?;
-        if !newest.channel_state.is_empty() {
+        let mut chain = self.manifest_chain(job, task, object).await?;
+        let mut resolved = Resolved::default();
+        for (_, manifest) in &mut chain {
+            resolved.lay_under(manifest);
+        }
+        let segments = resolved
+            .into_segments()
+            .map_err(|reason| ReadError::damaged(&object.key, reason))?;
+        let (_, manifest) = chain.swap_remove(0);
+        if !manifest.channel_state.is_empty() {
             return Err(ReadError::Unsupported {
                 key: object.key.clone(),
                 reason: "it holds frames that were in flight, which only a newer one restores"
                     .into(),
             });
         }
-        let mut resolved = Resolved::default();
-        let mut next = newest.base.take();
-        resolved.lay_under(&mut newest);
-        let mut memory_bytes = newest.memory_bytes;
-        for _ in 1..CHAIN_MAX {
-            let Some(object) = next.take() else {
-                let segments = resolved
-                    .into_segments()
-                    .map_err(|reason| ReadError::damaged(&object.key, reason))?;
-                return Ok(ImagePlan {
-                    manifest: newest,
-                    segments,
-                });
-            };
-            let mut base: Manifest = self.read_versioned(&object).await?;
-            check(&base, job, task)
-                .and_then(|()| check_base(&base, newest.block_bytes, memory_bytes))
-                .map_err(|reason| ReadError::damaged(&object.key, reason))?;
-            memory_bytes = base.memory_bytes;
-            next = base.base.take();
-            resolved.lay_under(&mut base);
-        }
-        Err(ReadError::damaged(
-            &object.key,
-            format!("it is a delta on more than {CHAIN_MAX} others"),
-        ))
+        Ok(ImagePlan { manifest, segments })
     }
 
     /// The keys of every object that an image is made of, its bases included.
@@ -100,21 +82,37 @@ impl Store {
         task: TaskId,
         object: &ObjectRef,
     ) -> Result<Vec<String>, ReadError> {
-        let mut keys = Vec::new();
+        let chain = self.manifest_chain(job, task, object).await?;
+        let keys = chain.into_iter().flat_map(|(object, manifest)| {
+            let segments = manifest.segments.into_iter().map(|segment| segment.key);
+            std::iter::once(object.key).chain(segments)
+        });
+        Ok(keys.collect())
+    }
+
+    /// A manifest and its bases, the newest first, each checked.
+    async fn manifest_chain(
+        &self,
+        job: JobId,
+        task: TaskId,
+        object: &ObjectRef,
+    ) -> Result<Vec<(ObjectRef, Manifest)>, ReadError> {
+        let mut chain: Vec<(ObjectRef, Manifest)> = Vec::new();
         let mut next = Some(object.clone());
-        while let Some(object) = next.take() {
+        while let Some(object) = next {
             let manifest: Manifest = self.read_versioned(&object).await?;
+            let newer = chain.last().map(|(_, manifest)| manifest);
             check(&manifest, job, task)
+                .and_then(|()| newer.map_or(Ok(()), |newer| check_base(&manifest, newer)))
                 .map_err(|reason| ReadError::damaged(&object.key, reason))?;
-            if keys.len() > CHAIN_MAX {
-                let reason = format!("it is a delta on more than {CHAIN_MAX} others");
+            if chain.len() == CHAIN_MAX {
+                let reason = format!("more than {CHAIN_MAX} deltas lie upon it");
                 return Err(ReadError::damaged(&object.key, reason));
             }
-            keys.push(object.key);
-            keys.extend(manifest.segments.into_iter().map(|segment| segment.key));
-            next = manifest.base;
+            next = manifest.base.clone();
+            chain.push((object, manifest));
         }
-        Ok(keys)
+        Ok(chain)
     }
 }
 
@@ -167,11 +165,11 @@ fn check_block(manifest: &Manifest, block: &BlockRef) -> Result<(), String> {
     Ok(())
 }
 
-fn check_base(base: &Manifest, block_bytes: u32, memory_bytes: u64) -> Result<(), String> {
-    if base.block_bytes != block_bytes {
+fn check_base(base: &Manifest, newer: &Manifest) -> Result<(), String> {
+    if base.block_bytes != newer.block_bytes {
         return Err("a delta on it has blocks of another size".into());
     }
-    if base.memory_bytes > memory_bytes {
+    if base.memory_bytes > newer.memory_bytes {
         return Err("a delta on it has a smaller memory, and memories do not shrink".into());
     }
     Ok(())
@@ -203,8 +201,8 @@ impl Resolved {
         let first = self.segments.len();
         self.segments.append(&mut manifest.segments);
         for block in std::mem::take(&mut manifest.blocks) {
-            let block_bytes =
-                bytes_of_block(manifest, block.index).expect("the block has been checked");
+            let block_bytes = bytes_of_block(manifest, block.index)
+                .expect("manifests are checked when they are read");
             let planned = (block.len > 0).then_some((
                 first + block.segment as usize,
                 PlannedBlock {

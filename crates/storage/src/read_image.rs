@@ -2,9 +2,7 @@
 //! memory they belong to. It returns an image only when every hash and every checksum holds, and never allocates what a
 //! manifest claims before the system has agreed to it.
 
-use std::sync::Arc;
-
-use bytes::{Buf, Bytes, BytesMut};
+use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use tidemill_protocol::manifest::ObjectRef;
@@ -15,7 +13,7 @@ use crate::store::{WRONG_HASH, path};
 use crate::{ReadError, Store};
 
 /// How much of a segment is read at once.
-const PIECE_BYTES: u64 = 8 << 20;
+const PIECE_BYTES: u64 = 4 << 20;
 
 impl Store {
     /// Reads the image of a task by its manifest, and verifies all of it.
@@ -127,14 +125,14 @@ fn allocate(key: &str, bytes: u64) -> Result<Vec<u8>, ReadError> {
 
 /// The state of a segment that is read.
 struct SegmentDecoder {
-    segment: Arc<ObjectRef>,
+    segment: ObjectRef,
     /// The blocks that are not yet decoded, the next one last.
     blocks: Vec<PlannedBlock>,
     memory: Vec<u8>,
     hasher: blake3::Hasher,
-    /// Bytes from `position` on that a block still needs.
-    pending: BytesMut,
-    /// Where in the segment `pending` begins.
+    /// The beginning of the next block, when a piece ended inside it.
+    pending: Vec<u8>,
+    /// How much of the segment has been taken.
     position: u64,
 }
 
@@ -143,11 +141,11 @@ impl SegmentDecoder {
         let mut blocks = plan.blocks;
         blocks.reverse();
         Self {
-            segment: Arc::new(plan.segment),
+            segment: plan.segment,
             blocks,
             memory,
             hasher: blake3::Hasher::new(),
-            pending: BytesMut::new(),
+            pending: Vec::new(),
             position: 0,
         }
     }
@@ -155,32 +153,39 @@ impl SegmentDecoder {
     /// Takes the segment's next bytes and decodes every block that is now complete.
     fn feed(mut self, bytes: &[u8]) -> Result<Self, ReadError> {
         self.hasher.update(bytes);
-        self.pending.extend_from_slice(bytes);
+        let mut rest = bytes;
         while let Some(&block) = self.blocks.last() {
-            self.skip_to(block.offset);
-            if self.position < block.offset || self.pending.len() < block.len {
-                return Ok(self);
+            if self.pending.is_empty() {
+                let gap = usize::try_from(block.offset - self.position).unwrap_or(usize::MAX);
+                self.take(&mut rest, gap);
             }
-            self.decode(&block)?;
+            let part = self.take(&mut rest, block.len - self.pending.len());
+            if part.len() == block.len {
+                self.decode(&block, part)?;
+            } else {
+                self.pending.extend_from_slice(part);
+                if self.pending.len() < block.len {
+                    return Ok(self);
+                }
+                let whole = std::mem::take(&mut self.pending);
+                self.decode(&block, &whole)?;
+            }
             self.blocks.pop();
-            self.skip_to(block.offset + block.len as u64);
         }
-        self.skip_to(u64::MAX);
         Ok(self)
     }
 
-    /// Lets go of what lies before `offset`, as far as it is here.
-    fn skip_to(&mut self, offset: u64) {
-        let skipped = usize::try_from(offset - self.position)
-            .unwrap_or(usize::MAX)
-            .min(self.pending.len());
-        self.pending.advance(skipped);
-        self.position += skipped as u64;
+    /// Takes up to `len` bytes from the front of `rest`.
+    fn take<'a>(&mut self, rest: &mut &'a [u8], len: usize) -> &'a [u8] {
+        let (taken, tail) = rest.split_at(len.min(rest.len()));
+        *rest = tail;
+        self.position += taken.len() as u64;
+        taken
     }
 
-    fn decode(&mut self, block: &PlannedBlock) -> Result<(), ReadError> {
+    fn decode(&mut self, block: &PlannedBlock, compressed: &[u8]) -> Result<(), ReadError> {
         let target = &mut self.memory[block.position..block.position + block.block_bytes];
-        let decoded = lz4_flex::block::decompress_into(&self.pending[..block.len], target);
+        let decoded = lz4_flex::block::decompress_into(compressed, target);
         let whole = decoded.is_ok_and(|bytes| bytes == block.block_bytes);
         if whole && crc32fast::hash(target) == block.checksum {
             return Ok(());
@@ -197,10 +202,8 @@ impl SegmentDecoder {
             return Err(ReadError::damaged(&self.segment.key, WRONG_HASH));
         }
         if !self.blocks.is_empty() {
-            return Err(ReadError::damaged(
-                &self.segment.key,
-                "it ends before its last block",
-            ));
+            let reason = "it ends before its last block";
+            return Err(ReadError::damaged(&self.segment.key, reason));
         }
         Ok(self.memory)
     }

@@ -268,3 +268,55 @@ pub(crate) const WRONG_HASH: &str = "its hash is not that of what was written";
 pub(crate) fn path(key: &str) -> Result<Path, object_store::Error> {
     Ok(Path::parse(key)?)
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use object_store::throttle::{ThrottleConfig, ThrottledStore};
+
+    /// A store whose requests take an hour.
+    fn stuck() -> Store {
+        let hour = Duration::from_secs(3600);
+        let config = ThrottleConfig {
+            wait_get_per_call: hour,
+            wait_put_per_call: hour,
+            wait_list_with_delimiter_per_call: hour,
+            ..ThrottleConfig::default()
+        };
+        let objects = Arc::new(ThrottledStore::new(InMemory::new(), config));
+        Store::over(objects, None, "stuck", Duration::from_millis(10))
+    }
+
+    #[tokio::test]
+    async fn a_store_that_does_not_answer_is_waited_for_only_so_long() {
+        let store = stuck();
+        let written = store.put_object("jobs/x/graph", "graph").await;
+        let Err(error @ WriteError::TimedOut { .. }) = written else {
+            panic!("{written:?}");
+        };
+        assert!(error.to_string().contains("`jobs/x/graph`"), "{error}");
+
+        let object = ObjectRef {
+            key: "jobs/x/graph".into(),
+            len: 5,
+            hash: [0; 32],
+        };
+        let error = store.get_object(&object).await.unwrap_err();
+        assert!(matches!(error, ReadError::TimedOut { .. }), "{error:?}");
+        assert!(!error.is_lost(), "the object may be whole");
+
+        let error = store.list_checkpoints(JobId([1; 16])).await.unwrap_err();
+        assert!(
+            matches!(error, crate::CleanupError::TimedOut { .. }),
+            "{error:?}"
+        );
+    }
+
+    #[test]
+    fn files_are_synced() {
+        let directory = tempfile::tempdir().unwrap();
+        let store = Store::open(directory.path().to_str().unwrap()).unwrap();
+        let client = format!("{:?}", store.objects());
+        assert!(client.contains("fsync: true"), "{client}");
+    }
+}

@@ -22,7 +22,7 @@ const CHUNK_BYTES: usize = 4 << 20;
 const PART_BYTES: usize = 8 << 20;
 
 const BLOCK: usize = BLOCK_BYTES as usize;
-const ZEROS: [u8; BLOCK] = [0; BLOCK];
+static ZEROS: [u8; BLOCK] = [0; BLOCK];
 
 /// A stored image.
 #[derive(Clone, Debug, PartialEq, Eq)]

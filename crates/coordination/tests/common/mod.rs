@@ -1,0 +1,64 @@
+//! Records to write and compare. It never opens a registry.
+#![allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses a part of it"
+)]
+
+use std::collections::BTreeMap;
+
+use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::record::{
+    CheckpointPointer, CheckpointPointers, JobOptions, JobRecord, JobState, RestartStrategy,
+};
+use tidemill_protocol::{CheckpointId, Epoch, JobId, ModuleHash};
+
+/// The job with this number.
+pub(crate) fn job_id(number: u8) -> JobId {
+    JobId([number; 16])
+}
+
+/// A record with something in every field.
+pub(crate) fn job(number: u8) -> JobRecord {
+    JobRecord {
+        id: job_id(number),
+        name: format!("word-count-{number}"),
+        module: ModuleHash([0x4d; 32]),
+        graph: ObjectRef {
+            key: format!("jobs/{}/graph", job_id(number)),
+            len: 345,
+            hash: [0x47; 32],
+        },
+        graph_hash: 0x0123_4567_89ab_cdef,
+        parameters: BTreeMap::from([("input".into(), "/data/*.txt".into())]),
+        options: JobOptions {
+            parallelism: 4,
+            max_parallelism: 128,
+            checkpoint_interval_ms: 1000,
+            checkpoint_timeout_ms: 600_000,
+            tolerable_failed_checkpoints: 3,
+            retained_checkpoints: 2,
+            restart: RestartStrategy::FixedDelay {
+                attempts: 10,
+                delay_ms: 100,
+            },
+        },
+        submitted_at_ms: 1_790_000_000_000,
+        state: JobState::Active,
+        restarts: 1,
+    }
+}
+
+/// Pointers whose newest checkpoint has this counter.
+pub(crate) fn pointers(counter: u64) -> CheckpointPointers {
+    let pointer = |counter| CheckpointPointer {
+        checkpoint: CheckpointId::new(Epoch(2), counter),
+        metadata: ObjectRef {
+            key: format!("checkpoints/x/{counter}/metadata"),
+            len: 99,
+            hash: [0x50; 32],
+        },
+    };
+    CheckpointPointers {
+        completed: vec![pointer(counter.saturating_sub(1)), pointer(counter)],
+    }
+}

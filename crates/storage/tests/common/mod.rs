@@ -1,0 +1,111 @@
+//! Images to store, and stores to break. It never asserts.
+#![allow(
+    dead_code,
+    reason = "each test binary compiles this module and uses a part of it"
+)]
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use tempfile::TempDir;
+use tidemill_protocol::image::GlobalValue;
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, TaskImageRef};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, Image, JobId, ModuleHash, TaskId};
+use tidemill_storage::{BLOCK_BYTES, Store, WrittenImage};
+
+pub(crate) const JOB: JobId = JobId([0x0a; 16]);
+pub(crate) const TASK: TaskId = TaskId::new(1, 4);
+pub(crate) const ATTEMPT: AttemptId = AttemptId::new(Epoch(2), 5);
+pub(crate) const CHECKPOINT: CheckpointId = CheckpointId::new(Epoch(3), 17);
+pub(crate) const BLOCK: usize = BLOCK_BYTES as usize;
+
+/// A store in a directory of its own.
+pub(crate) fn files() -> (TempDir, Store) {
+    let directory = tempfile::tempdir().unwrap();
+    let store = Store::open(&format!("file://{}", directory.path().display())).unwrap();
+    (directory, store)
+}
+
+/// The file of an object.
+pub(crate) fn file(directory: &TempDir, key: &str) -> PathBuf {
+    directory.path().join(key)
+}
+
+/// Every file below a directory, staged ones included.
+pub(crate) fn all_files(directory: &Path) -> Vec<PathBuf> {
+    let mut files = Vec::new();
+    for entry in std::fs::read_dir(directory).unwrap() {
+        let path = entry.unwrap().path();
+        if path.is_dir() {
+            files.extend(all_files(&path));
+        } else {
+            files.push(path);
+        }
+    }
+    files.sort();
+    files
+}
+
+/// Bytes that do not compress, the same for the same seed (xorshift64).
+pub(crate) fn noise(seed: u64, len: usize) -> Vec<u8> {
+    let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
+    let mut bytes = Vec::with_capacity(len + 8);
+    while bytes.len() < len {
+        state ^= state << 13;
+        state ^= state >> 7;
+        state ^= state << 17;
+        bytes.extend_from_slice(&state.to_le_bytes());
+    }
+    bytes.truncate(len);
+    bytes
+}
+
+/// An image of these blocks: `None` is all zeros, a number is noise of that seed.
+pub(crate) fn image(blocks: &[Option<u64>]) -> Image {
+    let mut memory = Vec::with_capacity(blocks.len() * BLOCK);
+    for block in blocks {
+        match block {
+            None => memory.resize(memory.len() + BLOCK, 0),
+            Some(seed) => memory.extend(noise(*seed, BLOCK)),
+        }
+    }
+    Image {
+        memory,
+        globals: vec![
+            GlobalValue::I32(-1),
+            GlobalValue::F64(f64::NAN.to_bits()),
+            GlobalValue::V128(u128::MAX),
+        ],
+        tables: vec![vec![None, Some(7)], vec![]],
+        host_state: b"offset 42".to_vec(),
+    }
+}
+
+/// Stores an image as that of [`TASK`] in `checkpoint`.
+pub(crate) async fn write(store: &Store, checkpoint: CheckpointId, image: &Image) -> WrittenImage {
+    store
+        .write_image(JOB, TASK, ATTEMPT, checkpoint, &Arc::new(image.clone()))
+        .await
+        .unwrap()
+}
+
+/// Stores a checkpoint whose only task has this manifest.
+pub(crate) async fn publish(
+    store: &Store,
+    checkpoint: CheckpointId,
+    manifest: &ObjectRef,
+) -> ObjectRef {
+    let metadata = CheckpointMetadata {
+        job: JOB,
+        checkpoint,
+        module: ModuleHash([0x4d; 32]),
+        job_graph_hash: 0x0123_4567_89ab_cdef,
+        tasks: vec![TaskImageRef {
+            task: TASK,
+            attempt: ATTEMPT,
+            manifest: manifest.clone(),
+            finished: false,
+        }],
+    };
+    store.write_metadata(&metadata).await.unwrap()
+}

@@ -1,0 +1,128 @@
+//! The stored objects' bytes, written down: a change here is a change of the format, which needs a new version number
+//! and a reader for the old one.
+
+mod common;
+
+use common::{ATTEMPT, CHECKPOINT, JOB, TASK};
+use tidemill_protocol::codec::{decode, encode};
+use tidemill_protocol::image::GlobalValue;
+use tidemill_protocol::manifest::{
+    BlockRef, CheckpointMetadata, Manifest, ObjectRef, TaskImageRef,
+};
+use tidemill_protocol::{CheckpointId, Epoch, Image, ModuleHash};
+use tidemill_storage::Store;
+
+/// One block, 65,536 times the letter `t`, as LZ4 has it: a literal, one long match and five literals.
+fn segment() -> Vec<u8> {
+    unhex(&format!("1f740100{}e660747474747474", "ff".repeat(256)))
+}
+
+const MANIFEST: &str = "\
+    4d4601000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a010403110080800c80800401077365676d656e748c02ce7b\
+    b8ff3507e3a1818cf70c78fb75a8cc7d3fd2cb3a29eb9da6cb3aa1cbce7e010100008c02e2de8f1a05000301\
+    0602808080fe070301048080808080808080808080808080808080800201020001ac0204686f737400";
+
+const METADATA: &str = "\
+    434d01000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a03114d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d\
+    4d4d4d4d4d4d4d4d4d4def9bafcdf8acd191010101040205086d616e6966657374d9024d4d4d4d4d4d4d4d4d\
+    4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d01";
+
+fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+fn object(key: &str, bytes: &[u8]) -> ObjectRef {
+    ObjectRef {
+        key: key.into(),
+        len: bytes.len() as u64,
+        hash: *blake3::hash(bytes).as_bytes(),
+    }
+}
+
+fn manifest() -> Manifest {
+    let segment = segment();
+    Manifest {
+        job: JOB,
+        task: TASK,
+        checkpoint: CHECKPOINT,
+        base: None,
+        memory_bytes: 3 * 65_536,
+        block_bytes: 65_536,
+        segments: vec![object("segment", &segment)],
+        blocks: vec![BlockRef {
+            index: 1,
+            segment: 0,
+            offset: 0,
+            len: segment.len() as u32,
+            checksum: crc32fast::hash(&[b't'; 65_536]),
+        }],
+        globals: vec![
+            GlobalValue::I32(-2),
+            GlobalValue::I64(3),
+            GlobalValue::F32(0x7fc0_0000),
+            GlobalValue::F64(1),
+            GlobalValue::V128(1 << 127),
+        ],
+        tables: vec![vec![None, Some(300)]],
+        host_state: b"host".to_vec(),
+        channel_state: vec![],
+    }
+}
+
+fn metadata() -> CheckpointMetadata {
+    CheckpointMetadata {
+        job: JOB,
+        checkpoint: CheckpointId::new(Epoch(3), 17),
+        module: ModuleHash([0x4d; 32]),
+        job_graph_hash: 0x0123_4567_89ab_cdef,
+        tasks: vec![TaskImageRef {
+            task: TASK,
+            attempt: ATTEMPT,
+            manifest: ObjectRef {
+                key: "manifest".into(),
+                len: 345,
+                hash: [0x4d; 32],
+            },
+            finished: true,
+        }],
+    }
+}
+
+#[test]
+fn a_manifest_has_these_bytes() {
+    assert_eq!(hex(&encode(&manifest())), MANIFEST);
+    assert_eq!(decode::<Manifest>(&unhex(MANIFEST)), Ok(manifest()));
+}
+
+#[test]
+fn checkpoint_metadata_has_these_bytes() {
+    assert_eq!(hex(&encode(&metadata())), METADATA);
+    assert_eq!(
+        decode::<CheckpointMetadata>(&unhex(METADATA)),
+        Ok(metadata())
+    );
+}
+
+#[tokio::test]
+async fn an_image_that_an_older_build_wrote_can_be_read() {
+    let store = Store::open("memory://").unwrap();
+    store.put_object("segment", segment()).await.unwrap();
+    let written = store.put_object("manifest", unhex(MANIFEST)).await.unwrap();
+    let image = store.read_image(JOB, TASK, &written).await.unwrap();
+    let mut memory = vec![0; 3 * 65_536];
+    memory[65_536..2 * 65_536].fill(b't');
+    let expected = Image {
+        memory,
+        globals: manifest().globals,
+        tables: manifest().tables,
+        host_state: b"host".to_vec(),
+    };
+    assert!(image == expected);
+}
