@@ -4,7 +4,6 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
-use tidemill_protocol::Epoch;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
 use tidemill_transport::{Endpoint, connect_liveness};
 use tokio::sync::{mpsc, oneshot};
@@ -38,7 +37,6 @@ pub(crate) struct Leader {
     pub(crate) outbox: mpsc::UnboundedSender<ToLeader>,
     /// How often it wants a report.
     pub(crate) report_interval: Duration,
-    pub(crate) epoch: Epoch,
 }
 
 /// Where JobManagers are and how patiently they are tried.
@@ -145,7 +143,6 @@ async fn session(
         address,
         outbox,
         report_interval,
-        epoch,
     };
     events
         .send(LinkEvent::Connected(leader))

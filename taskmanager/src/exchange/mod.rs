@@ -8,4 +8,6 @@ pub(crate) mod queue;
 pub(crate) mod wiring;
 
 pub(crate) use incoming::Incoming;
+#[cfg(test)]
+pub(crate) use incoming::OnBroken;
 pub(crate) use outgoing::send_channel;

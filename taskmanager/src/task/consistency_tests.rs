@@ -12,15 +12,16 @@ use tidemill_abi::{Output, Partitioning, StageInput, Status, Step, TARGET_ALL};
 use tidemill_core::worker::CheckpointWord;
 use tidemill_protocol::codec::{self, Versioned};
 use tidemill_protocol::control::{
-    DeployTimings, Deployment, TaskDeployment, TaskFailure, TaskState,
+    DeployTimings, Deployment, TaskDeployment, TaskFailure, TaskLocation, TaskState,
 };
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{
     AttemptId, CheckpointId, Epoch, ExecutionEdge, ExecutionGraph, ExecutionStage, Image, JobId,
-    ModuleHash, Routing, StageKind, TaskId,
+    ModuleHash, Routing, StageKind, TaskId, TaskManagerId,
 };
 use tidemill_runtime::{GuestHost, InstanceLimits};
 use tidemill_storage::Store;
+use tidemill_transport::{Credentials, DataPlane, Endpoint, TransportOptions};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -32,8 +33,8 @@ use super::outputs::Outputs;
 use super::runner::Feed;
 use super::state::HostState;
 use super::{Execution, TaskCommand, TaskEvent, TaskHandle, TaskSetup, counters::Counters};
-use crate::exchange::Incoming;
-use crate::exchange::wiring::{QueueLimits, wire};
+use crate::exchange::wiring::{QueueLimits, Wires, wire};
+use crate::exchange::{Incoming, OnBroken, send_channel};
 use crate::logs::Logs;
 
 const JOB: JobId = JobId([7; 16]);
@@ -208,6 +209,10 @@ struct Scenario {
     polls: u32,
     batch_bytes: usize,
     queue_bytes: u64,
+    /// TaskManagers that the tasks are spread over, joined by real QUIC connections.
+    nodes: u32,
+    /// The flow-control window of each remote channel.
+    window_bytes: u32,
     seed: u64,
 }
 
@@ -219,8 +224,10 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
             proptest::collection::vec(edge, 0..6),
         )
     });
-    (shape, 1u32..60, 16usize..400, 1u64..2000, any::<u64>()).prop_map(
-        |((parallelism, extra), polls, batch_bytes, queue_bytes, seed)| {
+    let load = (1u32..60, 16usize..400, 1u64..2000);
+    let spread = (1u32..3, 64u32..4096);
+    (shape, load, spread, any::<u64>()).prop_map(
+        |((parallelism, extra), (polls, batch_bytes, queue_bytes), (nodes, window_bytes), seed)| {
             // Every stage but the first has an input from some stage before it; more edges come at random.
             let mut edges: BTreeSet<(usize, usize, bool)> = (1..parallelism.len())
                 .map(|to| (seed as usize % to, to, true))
@@ -233,6 +240,8 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
                 polls,
                 batch_bytes,
                 queue_bytes,
+                nodes,
+                window_bytes,
                 seed,
             }
         },
@@ -295,35 +304,103 @@ struct Job {
     threads: Vec<std::thread::JoinHandle<()>>,
     events: mpsc::UnboundedReceiver<TaskEvent>,
     store: Store,
+    /// Dropped before the runtime that drives them.
+    nodes: Vec<Node>,
     runtime: Runtime,
     graph: ExecutionGraph,
 }
 
-fn start(scenario: &Scenario) -> Job {
-    let graph = scenario.graph();
-    let runtime = Runtime::new().expect("a runtime");
-    let store = Store::open("memory://").expect("a store in memory");
-    let deployment = Arc::new(Deployment {
+/// One TaskManager's share of the exchange.
+struct Node {
+    id: TaskManagerId,
+    endpoint: Endpoint,
+    plane: DataPlane,
+    incoming: Incoming,
+}
+
+fn node(index: u32, credentials: &Credentials, window_bytes: u32) -> Node {
+    let options = TransportOptions {
+        channel_window_bytes: window_bytes,
+        ..TransportOptions::default()
+    };
+    let local = "127.0.0.1:0".parse().expect("an address");
+    let endpoint = Endpoint::bind(local, credentials, options).expect("a free port");
+    let plane = DataPlane::new(endpoint.clone());
+    let broken: OnBroken = Arc::new(|header, _, error| panic!("{} broke: {error}", header.channel));
+    let incoming = Incoming::new(tokio::runtime::Handle::current(), broken);
+    tokio::spawn(crate::accept_connections(endpoint.clone(), plane.clone()));
+    tokio::spawn(crate::accept_channels(plane.clone(), incoming.clone()));
+    Node {
+        id: TaskManagerId(format!("node {index}")),
+        endpoint,
+        plane,
+        incoming,
+    }
+}
+
+/// Every task's wires, with pumps between the nodes.
+fn wire_all(
+    graph: &ExecutionGraph,
+    nodes: &[Node],
+    queue_bytes: u64,
+) -> (BTreeMap<TaskId, Wires>, Arc<Deployment>) {
+    let node_of = |task: TaskId| &nodes[(task.stage + task.subtask) as usize % nodes.len()];
+    let locations = graph.tasks().map(|task| TaskLocation {
+        task,
+        task_manager: node_of(task).id.clone(),
+        address: node_of(task).endpoint.local_address().to_string(),
+    });
+    let whole = Deployment {
         job: JOB,
         job_name: "law".to_owned(),
         attempt: ATTEMPT,
         module: ModuleHash([0; 32]),
         parameters: BTreeMap::new(),
         graph: graph.clone(),
-        tasks: graph
-            .tasks()
-            .map(|task| TaskDeployment { task, image: None })
-            .collect(),
-        locations: Vec::new(),
+        tasks: Vec::new(),
+        locations: locations.collect(),
         restore: None,
-    });
+    };
     let limits = QueueLimits {
-        bytes_max: scenario.queue_bytes,
+        bytes_max: queue_bytes,
         memory_max_bytes: u64::MAX,
         held_channels: 0,
     };
-    let incoming = Incoming::new(runtime.handle().clone(), Arc::new(|_, _, _| {}));
-    let (mut wires, _, _) = wire(&deployment, limits, &incoming).expect("everything is here");
+    let mut wires = BTreeMap::new();
+    for node in nodes {
+        let here = graph.tasks().filter(|task| node_of(*task).id == node.id);
+        let tasks = here
+            .map(|task| TaskDeployment { task, image: None })
+            .collect();
+        let share = Deployment {
+            tasks,
+            ..whole.clone()
+        };
+        let (ends, remote, _) =
+            wire(&share, limits, &node.incoming).expect("everything has a location");
+        wires.extend(ends);
+        for channel in remote {
+            let (plane, stop) = (node.plane.clone(), CancellationToken::new());
+            let address = channel.to.address.parse().expect("an address");
+            tokio::spawn(async move {
+                let sent = send_channel(plane, address, channel.header, channel.queue, stop).await;
+                sent.expect("nothing breaks a connection here");
+            });
+        }
+    }
+    (wires, Arc::new(whole))
+}
+
+fn start(scenario: &Scenario) -> Job {
+    let graph = scenario.graph();
+    let runtime = Runtime::new().expect("a runtime");
+    let entered = runtime.enter();
+    let store = Store::open("memory://").expect("a store in memory");
+    let credentials = Credentials::ephemeral().expect("certificates");
+    let nodes: Vec<Node> = (0..scenario.nodes)
+        .map(|index| node(index, &credentials, scenario.window_bytes))
+        .collect();
+    let (mut wires, deployment) = wire_all(&graph, &nodes, scenario.queue_bytes);
     let (events, received) = mpsc::unbounded_channel();
     let (mut handles, mut threads) = (BTreeMap::new(), Vec::new());
     for task in graph.tasks() {
@@ -399,7 +476,9 @@ fn start(scenario: &Scenario) -> Job {
         handles.insert(task, handle);
         threads.push(thread);
     }
+    drop(entered);
     Job {
+        nodes,
         handles,
         threads,
         events: received,
@@ -469,6 +548,8 @@ impl Job {
         for thread in self.threads {
             thread.join().expect("no task panics");
         }
+        drop(self.nodes);
+        self.runtime.shutdown_background();
     }
 }
 
