@@ -12,7 +12,7 @@ use crate::limits::HostOutOfMemory;
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum CallError {
     /// The guest trapped, or was stopped at a limit.
-    #[error("{function} {reason}{}{}", .panic.as_ref().map(|panic| format!(": {panic}")).unwrap_or_default(), frames(.backtrace))]
+    #[error("{function} {}{}", what(.reason, .panic.as_deref()), frames(.backtrace))]
     Trap {
         /// The export that was called.
         function: &'static str,
@@ -223,19 +223,44 @@ fn frame(line: &str) -> String {
         Some((offset, name)) => (Some(offset), name),
         None => (None, rest),
     };
-    let name = without_hash(name.strip_prefix("<unknown>!").unwrap_or(name));
-    offset.map_or_else(|| name.to_owned(), |offset| format!("{name} ({offset})"))
+    let name = without_hashes(name.strip_prefix("<unknown>!").unwrap_or(name));
+    match offset {
+        Some(offset) => format!("{name} ({offset})"),
+        None => name,
+    }
 }
 
-/// Rust's older symbols end in a hash that tells a reader nothing.
-fn without_hash(name: &str) -> &str {
-    match name.rsplit_once("::h") {
-        Some((path, hash))
-            if hash.len() == 16 && hash.bytes().all(|byte| byte.is_ascii_hexdigit()) =>
-        {
-            path
-        }
+/// Rust's symbols carry hashes that tell a reader nothing: the older ones at their end (`::h0123456789abcdef`), the
+/// newer ones after each crate's name (`[0123456789abcdef]`).
+fn without_hashes(name: &str) -> String {
+    let is_hash =
+        |text: &str| text.len() == 16 && text.bytes().all(|byte| byte.is_ascii_hexdigit());
+    let name = match name.rsplit_once("::h") {
+        Some((path, hash)) if is_hash(hash) => path,
         _ => name,
+    };
+    let mut plain = String::with_capacity(name.len());
+    let mut rest = name;
+    while let Some((before, after)) = rest.split_once('[') {
+        plain.push_str(before);
+        rest = match after.split_once(']') {
+            Some((hash, after)) if is_hash(hash) => after,
+            _ => {
+                plain.push('[');
+                after
+            }
+        };
+    }
+    plain + rest
+}
+
+/// The reason, with the guest's own words where it had any.
+fn what(reason: &TrapReason, panic: Option<&str>) -> String {
+    match (reason, panic) {
+        (TrapReason::Unreachable, Some(panic)) if panic.starts_with("panicked") => panic.to_owned(),
+        (TrapReason::Unreachable, Some(panic)) => format!("panicked: {panic}"),
+        (reason, Some(panic)) => format!("{reason}: {panic}"),
+        (reason, None) => reason.to_string(),
     }
 }
 
@@ -258,5 +283,9 @@ mod tests {
         );
         assert_eq!(frame("   12: job.wasm!a::b: c"), "job.wasm!a::b: c");
         assert_eq!(frame("something else"), "something else");
+        assert_eq!(
+            frame("1: 0x9 - std[a543996e6e7dbf1e]::call::<core[0123456789abcdef]::f, [u8; 4]>"),
+            "std::call::<core::f, [u8; 4]> (0x9)"
+        );
     }
 }

@@ -53,7 +53,7 @@ struct Exports {
     timer: TypedFunc<u64, u64>,
     finish: TypedFunc<u64, u64>,
     flush: TypedFunc<(), ()>,
-    records: Option<TypedFunc<u32, u64>>,
+    records: Option<TypedFunc<u32, i64>>,
 }
 
 impl Exports {
@@ -309,7 +309,8 @@ impl<H: GuestHost> Instance<H> {
         self.guest.enter(export::FLUSH, &self.exports.flush, ())
     }
 
-    /// How many records this instance has seen since it was opened, if the guest counts them.
+    /// How many records this instance has seen since it was opened; `None` if the guest does not count them, or is not
+    /// open yet.
     ///
     /// # Errors
     /// See [`CallError`].
@@ -321,7 +322,8 @@ impl<H: GuestHost> Instance<H> {
             RecordCount::In => 0,
             RecordCount::Out => 1,
         };
-        self.guest.enter(export::RECORDS, function, which).map(Some)
+        let count = self.guest.enter(export::RECORDS, function, which)?;
+        Ok(u64::try_from(count).ok())
     }
 
     /// The size of the linear memory, in bytes.

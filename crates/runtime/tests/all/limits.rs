@@ -63,9 +63,7 @@ fn a_panic_tells_its_message_and_where() {
         "{backtrace:?}"
     );
     assert!(
-        text.starts_with(
-            "tidemill_process panicked or aborted: no such carrier: XX\n  at job::parser::parse"
-        ),
+        text.starts_with("tidemill_process panicked: no such carrier: XX\n  at job::parser::parse"),
         "{text}"
     );
 }
@@ -411,6 +409,9 @@ fn calls_carry_their_arguments_and_steps_their_deadlines() {
         Job::default().start(limits()).records(RecordCount::In),
         Ok(None)
     );
+    let unopened = Job::default()
+        .with("(func (export \"tidemill_records\") (param i32) (result i64) i64.const -1)");
+    assert_eq!(unopened.start(limits()).records(RecordCount::In), Ok(None));
     let mistyped = Job::default().with("(func (export \"tidemill_records\"))");
     let error =
         prepare(&mistyped.wasm(), &ModuleLimits::default()).expect_err("it has another type");
