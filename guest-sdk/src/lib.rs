@@ -90,3 +90,8 @@ pub mod prelude {
         Progress, Source, Stream, dbg, discard, eprintln, files, generator, print, println,
     };
 }
+
+/// What the README shows compiles and runs.
+#[cfg(doctest)]
+#[doc = include_str!("../../README.md")]
+pub struct Readme;
