@@ -90,7 +90,7 @@ fn list_pattern(pattern: &str) -> Result<Vec<InputFile>, SourceError> {
 
 fn regular_file(path: PathBuf) -> Result<Option<InputFile>, SourceError> {
     match fs::metadata(&path) {
-        Ok(metadata) => Ok(metadata.is_file().then(|| InputFile {
+        Ok(metadata) => Ok(metadata.is_file().then_some(InputFile {
             path,
             length_bytes: metadata.len(),
         })),

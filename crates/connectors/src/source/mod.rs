@@ -53,7 +53,7 @@ pub struct SourceReader {
 
 #[derive(Debug)]
 enum Reader {
-    Files(FilesReader),
+    Files(Box<FilesReader>),
     Generator(Generator),
 }
 
@@ -68,7 +68,7 @@ impl SourceReader {
         parallelism: u32,
     ) -> Result<Self, SourceError> {
         let reader = match SourceOptions::parse(spec)? {
-            SourceOptions::Files(options) => Reader::Files(FilesReader::start(&options)),
+            SourceOptions::Files(options) => Reader::Files(FilesReader::start(&options).into()),
             SourceOptions::Generator(options) => {
                 Reader::Generator(Generator::start(&options, subtask, parallelism))
             }
@@ -87,7 +87,9 @@ impl SourceReader {
         state: &[u8],
     ) -> Result<Self, SourceError> {
         let reader = match SourceOptions::parse(spec)? {
-            SourceOptions::Files(options) => Reader::Files(FilesReader::restore(&options, state)?),
+            SourceOptions::Files(options) => {
+                Reader::Files(FilesReader::restore(&options, state)?.into())
+            }
             SourceOptions::Generator(options) => {
                 Reader::Generator(Generator::restore(&options, subtask, parallelism, state)?)
             }
@@ -138,3 +140,6 @@ impl SourceReader {
         }
     }
 }
+
+#[cfg(test)]
+mod tests;
