@@ -23,7 +23,7 @@ use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use crate::error_chain;
-use crate::exchange::wiring::{QueueLimits, RemoteChannel, wire};
+use crate::exchange::wiring::{QueueLimits, RemoteChannel, Wiring, wire};
 use crate::exchange::{Incoming, send_channel};
 use crate::logs::Logs;
 use crate::modules::Modules;
@@ -124,7 +124,7 @@ impl Performer {
             memory_max_bytes: self.resources.exchange_memory_max_bytes,
             held_channels: self.tasks.values().map(|entry| entry.channels).sum(),
         };
-        let (mut wires, remote, _) = wire(deployment, limits, &self.resources.incoming)
+        let Wiring { mut wires, remote } = wire(deployment, limits, &self.resources.incoming)
             .map_err(|error| failure(Blame::Job, error.to_string()))?;
         let mut stops: HashMap<TaskId, CancellationToken> = HashMap::new();
         for task in &deployment.tasks {
@@ -188,7 +188,7 @@ impl Performer {
         image: Option<ObjectRef>,
         leader: Option<SocketAddr>,
         stop: CancellationToken,
-        done: oneshot::Sender<Result<Prepared, TaskFailure>>,
+        done: oneshot::Sender<Result<Prepared, TaskState>>,
     ) {
         let (modules, store) = (
             Arc::clone(&self.resources.modules),
@@ -308,20 +308,15 @@ async fn prepare_task(
     task: TaskId,
     image: Option<ObjectRef>,
     leader: Option<SocketAddr>,
-) -> Result<Prepared, TaskFailure> {
-    let unavailable = |error: &dyn std::error::Error| failure(Blame::Cluster, error_chain(error));
+) -> Result<Prepared, TaskState> {
+    let unavailable = |error: &dyn std::error::Error| {
+        TaskState::Failed(failure(Blame::Cluster, error_chain(error)))
+    };
     let began = Instant::now();
-    let is_wasm = deployment
-        .graph
-        .stage(task)
-        .is_some_and(|stage| matches!(stage.kind, StageKind::Wasm { .. }));
-    let module = if is_wasm {
-        Some(
-            modules
-                .get(deployment.module, leader)
-                .await
-                .map_err(|error| unavailable(&error))?,
-        )
+    let stage = deployment.graph.stage(task);
+    let module = if stage.is_some_and(|stage| matches!(stage.kind, StageKind::Wasm { .. })) {
+        let module = modules.get(deployment.module, leader).await;
+        Some(module.map_err(|error| unavailable(&error))?)
     } else {
         None
     };
@@ -329,12 +324,15 @@ async fn prepare_task(
     let began = Instant::now();
     let image = match image {
         None => None,
-        Some(manifest) => Some(
-            store
-                .read_image(deployment.job, task, &manifest)
-                .await
-                .map_err(|error| unavailable(&error))?,
-        ),
+        Some(manifest) => {
+            let image = store.read_image(deployment.job, task, &manifest).await;
+            Some(image.map_err(|error| match error.is_lost() {
+                true => TaskState::Unrestorable {
+                    reason: error_chain(&error),
+                },
+                false => unavailable(&error),
+            })?)
+        }
     };
     let timings = DeployTimings {
         module_us,

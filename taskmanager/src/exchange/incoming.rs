@@ -1,6 +1,7 @@
 //! Incoming remote channels: joins each arriving stream with the queue of the task that expects it, whichever comes
 //! first, and pumps frames from one to the other. A slow task's stream is simply not read.
 
+use std::collections::hash_map::Entry;
 use std::collections::{BTreeSet, HashMap};
 use std::future::poll_fn;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
@@ -83,11 +84,8 @@ impl Incoming {
             stream.stop();
         } else if let Some(expected) = state.expected.remove(&header) {
             self.pump(header, stream, expected);
-        } else if state.parked.contains_key(&header) {
-            warn!(job = %header.job, attempt = %header.attempt, channel = %header.channel, "refused a second stream of one channel");
-            stream.stop();
-        } else {
-            state.parked.insert(header, stream);
+        } else if let Entry::Vacant(place) = state.parked.entry(header) {
+            place.insert(stream);
             let this = self.clone();
             self.runtime.spawn(async move {
                 tokio::time::sleep(PARKED_MAX).await;
@@ -96,6 +94,9 @@ impl Incoming {
                     stream.stop();
                 }
             });
+        } else {
+            warn!(job = %header.job, attempt = %header.attempt, channel = %header.channel, "refused a second stream of one channel");
+            stream.stop();
         }
     }
 

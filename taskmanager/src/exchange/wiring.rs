@@ -56,12 +56,20 @@ pub(crate) struct QueueLimits {
     pub(crate) held_channels: u64,
 }
 
-/// Wires the deployment's tasks. Returns each one's ends, the channels to pump, and how many channels there are.
+/// A wired deployment.
+pub(crate) struct Wiring {
+    /// Each task's ends.
+    pub(crate) wires: BTreeMap<TaskId, Wires>,
+    /// The channels to pump.
+    pub(crate) remote: Vec<RemoteChannel>,
+}
+
+/// Wires the deployment's tasks.
 pub(crate) fn wire(
     deployment: &Deployment,
     limits: QueueLimits,
     incoming: &Incoming,
-) -> Result<(BTreeMap<TaskId, Wires>, Vec<RemoteChannel>, u64), WiringError> {
+) -> Result<Wiring, WiringError> {
     let graph = &deployment.graph;
     let here: BTreeSet<TaskId> = deployment.tasks.iter().map(|task| task.task).collect();
     if let Some(unknown) = here.iter().find(|task| graph.stage(**task).is_none()) {
@@ -128,7 +136,7 @@ pub(crate) fn wire(
             .incoming
             .push((*channel, consumer));
     }
-    Ok((wires, remote, channels.len() as u64))
+    Ok(Wiring { wires, remote })
 }
 
 fn check_memory(channels: u64, limits: QueueLimits) -> Result<(), WiringError> {

@@ -63,8 +63,9 @@ pub(crate) struct Prepared {
     pub(crate) timings: DeployTimings,
 }
 
-/// Comes when everything is fetched; a sender that is dropped means that the task is not wanted any more.
-pub(crate) type WhenPrepared = oneshot::Receiver<Result<Prepared, TaskFailure>>;
+/// Comes when everything is fetched; a sender that is dropped means that the task is not wanted any more. An error is
+/// the state in which the task ends.
+pub(crate) type WhenPrepared = oneshot::Receiver<Result<Prepared, TaskState>>;
 
 /// Starts a task's thread, which first waits for what is being fetched.
 ///
@@ -102,38 +103,46 @@ fn thread_main(
     counters: Arc<Counters>,
 ) {
     let (events, log, stop) = (setup.events.clone(), setup.log.clone(), setup.stop.clone());
-    let result = catch_unwind(AssertUnwindSafe(|| match prepared.blocking_recv() {
-        Err(_) => Ok(()),
-        Ok(prepared) => build_and_run(setup, prepared?, execution, mailbox, counters),
-    }));
-    let outcome = result.unwrap_or_else(|panic| {
-        let text = panic
-            .downcast_ref::<String>()
-            .map(String::as_str)
-            .or_else(|| panic.downcast_ref::<&str>().copied());
-        Err(failure(
-            Blame::Bug,
-            format!(
-                "the task's thread panicked: {}",
-                text.unwrap_or("no message")
-            ),
-        ))
-    });
-    if let Err(failure) = outcome
-        && !stop.is_cancelled()
-    {
-        log.host(&failure.message);
-        let failure = TaskFailure {
-            last_log_lines: log.last(LAST_LINES),
-            ..failure
-        };
-        // The driver outlives every task; when it is gone the process ends.
-        let _ = events.send(TaskEvent::State {
-            execution,
-            state: TaskState::Failed(failure),
-        });
-        stop.cancel();
-    }
+    let end = match prepared.blocking_recv() {
+        Err(_) => return,
+        Ok(Err(end)) => Some(end),
+        Ok(Ok(prepared)) => {
+            let run = || build_and_run(setup, prepared, execution, mailbox, counters);
+            let result =
+                catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(&*panic)));
+            result.err().map(TaskState::Failed)
+        }
+    };
+    let Some(end) = end.filter(|_| !stop.is_cancelled()) else {
+        return;
+    };
+    let state = match end {
+        TaskState::Failed(failure) => {
+            log.host(&failure.message);
+            TaskState::Failed(TaskFailure {
+                last_log_lines: log.last(LAST_LINES),
+                ..failure
+            })
+        }
+        other => other,
+    };
+    // The driver outlives every task; when it is gone the process ends.
+    let _ = events.send(TaskEvent::State { execution, state });
+    stop.cancel();
+}
+
+fn panicked(panic: &(dyn std::any::Any + Send)) -> TaskFailure {
+    let text = panic
+        .downcast_ref::<String>()
+        .map(String::as_str)
+        .or_else(|| panic.downcast_ref::<&str>().copied());
+    failure(
+        Blame::Bug,
+        format!(
+            "the task's thread panicked: {}",
+            text.unwrap_or("no message")
+        ),
+    )
 }
 
 fn build_and_run(

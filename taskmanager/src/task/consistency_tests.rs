@@ -33,7 +33,7 @@ use super::outputs::Outputs;
 use super::runner::Feed;
 use super::state::HostState;
 use super::{Execution, TaskCommand, TaskEvent, TaskHandle, TaskSetup, counters::Counters};
-use crate::exchange::wiring::{QueueLimits, Wires, wire};
+use crate::exchange::wiring::{QueueLimits, Wires, Wiring, wire};
 use crate::exchange::{Incoming, OnBroken, send_channel};
 use crate::logs::Logs;
 
