@@ -28,12 +28,13 @@ use tidemill_storage::Store;
 use tidemill_transport::{
     BindError, Credentials, DataPlane, Endpoint, Incoming as Connection, TransportOptions,
 };
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
 use driver::Driver;
-use exchange::Incoming;
+use exchange::{Incoming, OnBroken};
 use link::LinkOptions;
 use logs::Logs;
 use modules::Modules;
@@ -214,43 +215,22 @@ async fn accept_channels(plane: DataPlane, incoming: Incoming) {
 async fn build(
     config: &Config,
     credentials: &Credentials,
-    runtime: tokio::runtime::Handle,
+    runtime: Handle,
     stop: CancellationToken,
 ) -> Result<(Driver, TaskManagerId, SocketAddr), StartError> {
     let options = &config.taskmanager;
-    let cache_dir = options.data_dir.join("compiled");
-    std::fs::create_dir_all(&cache_dir).map_err(|source| StartError::DataDir {
-        path: options.data_dir.clone(),
-        source,
-    })?;
-    let url = &config.cluster.checkpoint_store_url;
-    let store = Store::open(url).map_err(|source| StartError::Store {
-        url: url.clone(),
-        source,
-    })?;
-    let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
-    let transport = TransportOptions::default();
-    let endpoint =
-        Endpoint::bind(options.data_address, credentials, transport).map_err(StartError::Bind)?;
+    let endpoint = Endpoint::bind(
+        options.data_address,
+        credentials,
+        TransportOptions::default(),
+    );
+    let endpoint = endpoint.map_err(StartError::Bind)?;
     let data_address = endpoint.local_address();
     let plane = DataPlane::new(endpoint.clone());
-
-    let (task_events, tasks) = mpsc::unbounded_channel();
-    let broken = task_events.clone();
-    let incoming = Incoming::new(
-        runtime.clone(),
-        Arc::new(move |header, peer, error| {
-            let (job, attempt, reason) = (header.job, header.attempt, error_chain(&error));
-            let _ = broken.send(TaskEvent::ChannelBroken {
-                job,
-                attempt,
-                peer,
-                reason,
-            });
-        }),
-    );
+    let (events, tasks) = mpsc::unbounded_channel();
+    let resources = resources(config, &endpoint, &plane, events, runtime.clone())?;
     runtime.spawn(accept_connections(endpoint.clone(), plane.clone()));
-    runtime.spawn(accept_channels(plane.clone(), incoming.clone()));
+    runtime.spawn(accept_channels(plane.clone(), resources.incoming.clone()));
 
     let id = TaskManagerId(options.id.clone().unwrap_or_else(generated_id));
     let registration = Registration {
@@ -267,34 +247,10 @@ async fn build(
         jobmanagers: options.jobmanagers.clone(),
         reconnect_max: Duration::from_millis(options.reconnect_max_ms),
     };
-    runtime.spawn(link::run(endpoint.clone(), link_options, link_events));
-
-    let limits = InstanceLimits {
-        memory_max_bytes: options.memory_max_bytes,
-        table_elements_max: options.table_elements_max,
-        call_deadline: Duration::from_millis(options.call_deadline_ms),
-        call_output_max_bytes: options.call_output_max_bytes,
-    };
-    let performer = Performer::new(Resources {
-        modules: Arc::new(Modules::new(
-            engine,
-            endpoint.clone(),
-            cache_dir,
-            config.jobmanager.module_bytes_max,
-        )),
-        store,
-        plane: plane.clone(),
-        endpoint: endpoint.clone(),
-        incoming,
-        logs: Logs::new(options.log_lines_max as usize),
-        events: task_events,
-        runtime,
-        limits,
-        channel_bytes_max: u64::from(options.channel_queue_max_bytes),
-        exchange_memory_max_bytes: options.exchange_memory_max_bytes,
-    });
+    runtime.spawn(link::run(endpoint, link_options, link_events));
+    let (worker, performer) = (Worker::default(), Performer::new(resources));
     let driver = Driver {
-        worker: Worker::default(),
+        worker,
         performer,
         leader: None,
         registration,
@@ -304,4 +260,62 @@ async fn build(
         stop,
     };
     Ok((driver, id, data_address))
+}
+
+/// What tasks are made with.
+fn resources(
+    config: &Config,
+    endpoint: &Endpoint,
+    plane: &DataPlane,
+    events: mpsc::UnboundedSender<TaskEvent>,
+    runtime: Handle,
+) -> Result<Resources, StartError> {
+    let options = &config.taskmanager;
+    let cache_dir = options.data_dir.join("compiled");
+    let data_dir = |source| StartError::DataDir {
+        path: options.data_dir.clone(),
+        source,
+    };
+    std::fs::create_dir_all(&cache_dir).map_err(data_dir)?;
+    let url = &config.cluster.checkpoint_store_url;
+    let store = Store::open(url).map_err(|source| StartError::Store {
+        url: url.clone(),
+        source,
+    })?;
+    let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
+    let modules = Modules::new(
+        engine,
+        endpoint.clone(),
+        cache_dir,
+        config.jobmanager.module_bytes_max,
+    );
+    let broken = events.clone();
+    let on_broken: OnBroken = Arc::new(move |header, peer, error| {
+        let (job, attempt, reason) = (header.job, header.attempt, error_chain(&error));
+        // The driver outlives every pump; when it is gone the process ends.
+        let _ = broken.send(TaskEvent::ChannelBroken {
+            job,
+            attempt,
+            peer,
+            reason,
+        });
+    });
+    Ok(Resources {
+        modules: Arc::new(modules),
+        store,
+        plane: plane.clone(),
+        endpoint: endpoint.clone(),
+        incoming: Incoming::new(runtime.clone(), on_broken),
+        logs: Logs::new(options.log_lines_max as usize),
+        events,
+        runtime,
+        limits: InstanceLimits {
+            memory_max_bytes: options.memory_max_bytes,
+            table_elements_max: options.table_elements_max,
+            call_deadline: Duration::from_millis(options.call_deadline_ms),
+            call_output_max_bytes: options.call_output_max_bytes,
+        },
+        channel_bytes_max: u64::from(options.channel_queue_max_bytes),
+        exchange_memory_max_bytes: options.exchange_memory_max_bytes,
+    })
 }

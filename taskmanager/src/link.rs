@@ -4,8 +4,9 @@
 use std::net::SocketAddr;
 use std::time::Duration;
 
+use tidemill_protocol::Epoch;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
-use tidemill_transport::{Endpoint, connect_liveness};
+use tidemill_transport::{ControlReceiver, ControlSender, Endpoint, connect_liveness};
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
 
@@ -16,6 +17,9 @@ const RECONNECT_FIRST: Duration = Duration::from_millis(20);
 
 /// How long a leader may take to answer a registration.
 const REGISTRATION_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Why a session ends when its driver does.
+const DRIVER_STOPS: &str = "the TaskManager stops";
 
 /// What the link tells the driver.
 pub(crate) enum LinkEvent {
@@ -85,7 +89,6 @@ async fn session(
     jobmanager: &str,
     events: &mpsc::Sender<LinkEvent>,
 ) -> Result<(), SessionError> {
-    let failed = |error: &dyn std::error::Error| SessionError::Failed(error_chain(error));
     let address = endpoint
         .resolve(jobmanager)
         .await
@@ -95,54 +98,17 @@ async fn session(
         .await
         .map_err(|error| failed(&error))?;
     let (mut sender, mut receiver, _connection) = connection.split();
-
-    let (ask, answer) = oneshot::channel();
-    events
-        .send(LinkEvent::Register(ask))
-        .await
-        .map_err(|_| SessionError::DriverGone)?;
-    let registration = answer.await.map_err(|_| SessionError::DriverGone)?;
-    sender
-        .send(&ToLeader::Register(registration))
-        .await
-        .map_err(|error| failed(&error))?;
-    let answer = tokio::time::timeout(REGISTRATION_TIMEOUT, receiver.recv::<FromLeader>())
-        .await
-        .map_err(|_| SessionError::Failed("it did not answer the registration in 5 s".to_owned()))?
-        .map_err(|error| failed(&error))?;
-    let Some(FromLeader { epoch, command }) = answer else {
-        return Err(SessionError::Failed(
-            "it closed the connection during the registration".to_owned(),
-        ));
-    };
-    let (token, port, report_interval_ms) = match command {
-        Command::Registered {
-            liveness_token,
-            liveness_port,
-            report_interval_ms,
-        } => (liveness_token, liveness_port, report_interval_ms),
-        Command::Refused { reason } => {
-            return Err(SessionError::Failed(format!(
-                "it refuses this TaskManager: {reason}"
-            )));
-        }
-        other => {
-            return Err(SessionError::Failed(format!(
-                "it answered the registration with {other:?}"
-            )));
-        }
-    };
-    let mut liveness = connect_liveness(SocketAddr::new(address.ip(), port), token)
-        .await
-        .map_err(|error| failed(&error))?;
-    info!(%address, %epoch, "registered with the leader");
+    let accepted = register(&mut sender, &mut receiver, events).await?;
+    let liveness_address = SocketAddr::new(address.ip(), accepted.liveness_port);
+    let liveness = connect_liveness(liveness_address, accepted.liveness_token);
+    let mut liveness = liveness.await.map_err(|error| failed(&error))?;
+    info!(%address, epoch = %accepted.epoch, "registered with the leader");
 
     let (outbox, mut queued) = mpsc::unbounded_channel();
-    let report_interval = Duration::from_millis(report_interval_ms.max(1));
     let leader = Leader {
         address,
         outbox,
-        report_interval,
+        report_interval: accepted.report_interval,
     };
     events
         .send(LinkEvent::Connected(leader))
@@ -150,28 +116,89 @@ async fn session(
         .map_err(|_| SessionError::DriverGone)?;
     let speak = async {
         while let Some(message) = queued.recv().await {
-            sender.send(&message).await?;
-        }
-        Ok::<_, tidemill_transport::SendError>(())
-    };
-    let hear = async {
-        loop {
-            match receiver.recv::<FromLeader>().await {
-                Ok(Some(message)) => {
-                    if events.send(LinkEvent::Message(message)).await.is_err() {
-                        return "the TaskManager stops".to_owned();
-                    }
-                }
-                Ok(None) => return "it closed the connection".to_owned(),
-                Err(error) => return error_chain(&error),
+            if let Err(error) = sender.send(&message).await {
+                return error_chain(&error);
             }
         }
+        DRIVER_STOPS.to_owned()
     };
     let reason = tokio::select! {
-        result = speak => result.err().map_or_else(|| "the TaskManager stops".to_owned(), |error| error_chain(&error)),
-        reason = hear => reason,
+        reason = speak => reason,
+        reason = hear(&mut receiver, events) => reason,
         loss = liveness.lost() => loss.to_string(),
     };
     warn!(%address, reason, "lost the leader; tasks go on, and it is looked for");
     Ok(())
+}
+
+fn failed(error: &dyn std::error::Error) -> SessionError {
+    SessionError::Failed(error_chain(error))
+}
+
+/// What a leader says when it accepts a registration.
+struct Accepted {
+    epoch: Epoch,
+    liveness_token: [u8; 16],
+    liveness_port: u16,
+    report_interval: Duration,
+}
+
+async fn register(
+    sender: &mut ControlSender,
+    receiver: &mut ControlReceiver,
+    events: &mpsc::Sender<LinkEvent>,
+) -> Result<Accepted, SessionError> {
+    let (ask, answer) = oneshot::channel();
+    events
+        .send(LinkEvent::Register(ask))
+        .await
+        .map_err(|_| SessionError::DriverGone)?;
+    let registration = answer.await.map_err(|_| SessionError::DriverGone)?;
+    let register = ToLeader::Register(registration);
+    sender
+        .send(&register)
+        .await
+        .map_err(|error| failed(&error))?;
+    let answer = tokio::time::timeout(REGISTRATION_TIMEOUT, receiver.recv::<FromLeader>())
+        .await
+        .map_err(|_| SessionError::Failed("it did not answer the registration in time".to_owned()))?
+        .map_err(|error| failed(&error))?;
+    let refused = |reason: String| Err(SessionError::Failed(reason));
+    match answer {
+        None => refused("it closed the connection during the registration".to_owned()),
+        Some(FromLeader { epoch, command }) => match command {
+            Command::Registered {
+                liveness_token,
+                liveness_port,
+                report_interval_ms,
+            } => {
+                let report_interval = Duration::from_millis(report_interval_ms.max(1));
+                Ok(Accepted {
+                    epoch,
+                    liveness_token,
+                    liveness_port,
+                    report_interval,
+                })
+            }
+            Command::Refused { reason } => {
+                refused(format!("it refuses this TaskManager: {reason}"))
+            }
+            other => refused(format!("it answered the registration with {other:?}")),
+        },
+    }
+}
+
+/// Passes on what the leader says; returns why it stopped.
+async fn hear(receiver: &mut ControlReceiver, events: &mpsc::Sender<LinkEvent>) -> String {
+    loop {
+        match receiver.recv::<FromLeader>().await {
+            Ok(Some(message)) => {
+                if events.send(LinkEvent::Message(message)).await.is_err() {
+                    return DRIVER_STOPS.to_owned();
+                }
+            }
+            Ok(None) => return "it closed the connection".to_owned(),
+            Err(error) => return error_chain(&error),
+        }
+    }
 }

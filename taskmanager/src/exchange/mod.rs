@@ -7,7 +7,5 @@ mod outgoing;
 pub(crate) mod queue;
 pub(crate) mod wiring;
 
-pub(crate) use incoming::Incoming;
-#[cfg(test)]
-pub(crate) use incoming::OnBroken;
+pub(crate) use incoming::{Incoming, OnBroken};
 pub(crate) use outgoing::send_channel;

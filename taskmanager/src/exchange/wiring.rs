@@ -75,68 +75,64 @@ pub(crate) fn wire(
     if let Some(unknown) = here.iter().find(|task| graph.stage(**task).is_none()) {
         return Err(WiringError::NoTask(*unknown));
     }
-    let locations: BTreeMap<TaskId, &TaskLocation> = deployment
-        .locations
-        .iter()
-        .map(|at| (at.task, at))
-        .collect();
-    let channels: Vec<Channel> = graph
-        .channels()
-        .filter(|channel| here.contains(&channel.from) || here.contains(&channel.to))
-        .collect();
+    let is_here = |channel: &Channel| here.contains(&channel.from) || here.contains(&channel.to);
+    let channels: Vec<Channel> = graph.channels().filter(is_here).collect();
     check_memory(channels.len() as u64, limits)?;
 
-    let header = |channel: ChannelId| ChannelHeader {
-        job: deployment.job,
-        attempt: deployment.attempt,
-        channel,
-    };
     let bytes_max = usize::try_from(limits.bytes_max).unwrap_or(usize::MAX);
     let mut wires: BTreeMap<TaskId, Wires> =
         here.iter().map(|task| (*task, Wires::default())).collect();
     let mut local: HashMap<ChannelId, Consumer> = HashMap::new();
     let mut remote = Vec::new();
-    for channel in channels
-        .iter()
-        .filter(|channel| here.contains(&channel.from))
-    {
+    for channel in &channels {
+        let from = channel.from;
+        let Some(ends) = wires.get_mut(&from) else {
+            continue;
+        };
         let (producer, consumer) = queue(bytes_max);
-        wires
-            .entry(channel.from)
-            .or_default()
-            .outgoing
-            .push((*channel, producer));
+        ends.outgoing.push((*channel, producer));
         if here.contains(&channel.to) {
             local.insert(channel.id, consumer);
         } else {
-            let to = *locations
-                .get(&channel.to)
-                .ok_or(WiringError::NoLocation(channel.to))?;
+            let to = location(deployment, channel.to)?.clone();
             remote.push(RemoteChannel {
-                header: header(channel.id),
-                from: channel.from,
-                to: to.clone(),
+                header: header(deployment, channel.id),
+                from,
+                to,
                 queue: consumer,
             });
         }
     }
-    for channel in channels.iter().filter(|channel| here.contains(&channel.to)) {
+    for channel in &channels {
+        let Some(ends) = wires.get_mut(&channel.to) else {
+            continue;
+        };
         let consumer = match local.remove(&channel.id) {
             Some(consumer) => consumer,
             None => {
-                let from = *locations
-                    .get(&channel.from)
-                    .ok_or(WiringError::NoLocation(channel.from))?;
-                incoming.expect(header(channel.id), from.task_manager.clone(), bytes_max)
+                let peer = location(deployment, channel.from)?.task_manager.clone();
+                incoming.expect(header(deployment, channel.id), peer, bytes_max)
             }
         };
-        wires
-            .entry(channel.to)
-            .or_default()
-            .incoming
-            .push((*channel, consumer));
+        ends.incoming.push((*channel, consumer));
     }
     Ok(Wiring { wires, remote })
+}
+
+fn header(deployment: &Deployment, channel: ChannelId) -> ChannelHeader {
+    ChannelHeader {
+        job: deployment.job,
+        attempt: deployment.attempt,
+        channel,
+    }
+}
+
+fn location(deployment: &Deployment, task: TaskId) -> Result<&TaskLocation, WiringError> {
+    let found = deployment
+        .locations
+        .iter()
+        .find(|location| location.task == task);
+    found.ok_or(WiringError::NoLocation(task))
 }
 
 fn check_memory(channels: u64, limits: QueueLimits) -> Result<(), WiringError> {

@@ -107,7 +107,15 @@ fn thread_main(
         Err(_) => return,
         Ok(Err(end)) => Some(end),
         Ok(Ok(prepared)) => {
-            let run = || build_and_run(setup, prepared, execution, mailbox, counters);
+            let (began, timings) = (Instant::now(), DeployTimings::default());
+            let seat = Seat {
+                execution,
+                mailbox,
+                counters,
+                began,
+                timings,
+            };
+            let run = || build_and_run(setup, prepared, seat);
             let result =
                 catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(&*panic)));
             result.err().map(TaskState::Failed)
@@ -145,84 +153,52 @@ fn panicked(panic: &(dyn std::any::Any + Send)) -> TaskFailure {
     )
 }
 
-fn build_and_run(
-    mut setup: TaskSetup,
-    prepared: Prepared,
-    execution: Execution,
-    mailbox: Mailbox,
-    counters: Arc<Counters>,
-) -> Result<(), TaskFailure> {
-    let began = Instant::now();
+fn build_and_run(mut setup: TaskSetup, prepared: Prepared, seat: Seat) -> Result<(), TaskFailure> {
     let Prepared {
         module,
         image,
         timings,
     } = prepared;
+    let seat = Seat { timings, ..seat };
     let host = image
         .as_ref()
         .map(|image| codec::decode::<HostState>(&image.host_state))
         .transpose();
     let host = host.map_err(|error| failure(Blame::Cluster, error_chain(&error)))?;
-    let deployment = Arc::clone(&setup.deployment);
-    let stage = deployment.graph.stage(execution.task).ok_or_else(|| {
-        failure(
-            Blame::Bug,
-            format!("the graph has no task {}", execution.task),
-        )
-    })?;
+    let (deployment, task) = (Arc::clone(&setup.deployment), setup.task);
+    let no_task = || failure(Blame::Bug, format!("the graph has no task {task}"));
+    let stage = deployment.graph.stage(task).ok_or_else(no_task)?;
     let outputs = Outputs::new(lanes(&mut setup, stage, host.as_ref())?, setup.log.clone());
     match &stage.kind {
         StageKind::Enumerator { connector } => {
             let enumerator = match &host {
-                None => {
-                    Enumerator::start(connector, enumerated_subtasks(&deployment, execution.task))
-                }
+                None => Enumerator::start(connector, enumerated_subtasks(&deployment, task)),
                 Some(host) => Enumerator::restore(connector, &host.body),
             };
             let enumerator =
                 enumerator.map_err(|error| failure(Blame::Job, error_chain(&error)))?;
-            let body = EnumeratorBody::new(enumerator, outputs);
             run(
                 setup,
-                execution,
-                Running {
-                    body,
-                    feed: Feed::Polled,
-                    host,
-                    mailbox,
-                    counters,
-                    began,
-                    timings,
-                },
+                seat,
+                EnumeratorBody::new(enumerator, outputs),
+                Feed::Polled,
+                host,
             )
         }
         StageKind::Wasm { input, .. } => {
             let feed = feed(input, &setup, stage, host.as_ref())?;
-            let module = module
-                .ok_or_else(|| failure(Blame::Bug, "a Wasm task has no module".to_owned()))?;
+            let no_module = || failure(Blame::Bug, "a Wasm task has no module".to_owned());
+            let module = module.ok_or_else(no_module)?;
             let body = WasmBody::new(instance(&module, &setup, stage, image.as_ref(), outputs)?);
             drop(image);
-            run(
-                setup,
-                execution,
-                Running {
-                    body,
-                    feed,
-                    host,
-                    mailbox,
-                    counters,
-                    began,
-                    timings,
-                },
-            )
+            run(setup, seat, body, feed, host)
         }
     }
 }
 
-pub(super) struct Running<B> {
-    pub(super) body: B,
-    pub(super) feed: Feed,
-    pub(super) host: Option<HostState>,
+/// Where a task runs: what its thread was given when it started.
+pub(super) struct Seat {
+    pub(super) execution: Execution,
     pub(super) mailbox: Mailbox,
     pub(super) counters: Arc<Counters>,
     pub(super) began: Instant,
@@ -231,18 +207,18 @@ pub(super) struct Running<B> {
 
 pub(super) fn run<B: Body>(
     mut setup: TaskSetup,
-    execution: Execution,
-    parts: Running<B>,
+    seat: Seat,
+    mut body: B,
+    feed: Feed,
+    host: Option<HostState>,
 ) -> Result<(), TaskFailure> {
-    let Running {
-        mut body,
-        feed,
-        host,
+    let Seat {
+        execution,
         mailbox,
         counters,
         began,
         timings,
-    } = parts;
+    } = seat;
     if let (Some(checkpoint), Some(_)) = (setup.deployment.restore, &host) {
         // The checkpoint is published: what it prepared is committed, by this attempt if no earlier one came to it.
         body.outputs().commit(checkpoint)?;

@@ -5,8 +5,6 @@
 mod body;
 mod build;
 mod capture;
-#[cfg(test)]
-mod consistency_tests;
 mod counters;
 mod inputs;
 mod mailbox;
@@ -14,6 +12,8 @@ mod outputs;
 mod runner;
 mod splits;
 mod state;
+#[cfg(test)]
+mod tests;
 mod watermarks;
 
 use std::sync::Arc;

@@ -27,7 +27,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, Call, Records};
-use super::build::{Running, lanes, run};
+use super::build::{Seat, lanes, run};
 use super::mailbox::mailbox;
 use super::outputs::Outputs;
 use super::runner::Feed;
@@ -376,8 +376,10 @@ fn wire_all(
             tasks,
             ..whole.clone()
         };
-        let (ends, remote, _) =
-            wire(&share, limits, &node.incoming).expect("everything has a location");
+        let Wiring {
+            wires: ends,
+            remote,
+        } = wire(&share, limits, &node.incoming).expect("everything has a location");
         wires.extend(ends);
         for channel in remote {
             let (plane, stop) = (node.plane.clone(), CancellationToken::new());
@@ -451,21 +453,19 @@ fn start(scenario: &Scenario) -> Job {
             };
             let feed = if is_source { Feed::Polled } else { Feed::None };
             let (began, timings) = (Instant::now(), DeployTimings::default());
-            let running = Running {
-                body,
-                feed,
-                host: None,
-                mailbox,
-                counters,
-                began,
-                timings,
-            };
             let execution = Execution {
                 job: JOB,
                 task,
                 attempt: ATTEMPT,
             };
-            run(setup, execution, running).expect("a relay never fails");
+            let seat = Seat {
+                execution,
+                mailbox,
+                counters,
+                began,
+                timings,
+            };
+            run(setup, seat, body, feed, None).expect("a relay never fails");
         });
         let handle = TaskHandle {
             commands,
