@@ -53,7 +53,10 @@ pub(crate) struct Instance {
     position: usize,
     /// When a guest-written source wants to be polled again.
     idle_until_ms: Option<u64>,
+    /// Whether a guest-written source has ended.
     ended: bool,
+    /// Whether the end of the input has been handled, after which no timer fires.
+    finished: bool,
 }
 
 impl Instance {
@@ -84,6 +87,7 @@ impl Instance {
             position: 0,
             idle_until_ms: None,
             ended: false,
+            finished: false,
         };
         Ok((instance, graph_hash(&graph)))
     }
@@ -145,18 +149,19 @@ impl Instance {
             let _ = self.runner.signal(Signal::Timer, &mut self.cx);
         }
         if self.ended {
-            return self.end(None);
+            return self.ended();
         }
         self.idle_until_ms = None;
         match self.runner.poll(&mut self.cx) {
             PollEnd::More => self.end(Some(Pending::Poll)),
             PollEnd::IdleUntil(until_ms) => {
-                self.idle_until_ms = Some(until_ms);
+                // 0 would mean no deadline, and the source would never be polled again.
+                self.idle_until_ms = Some(until_ms.max(1));
                 self.end(None)
             }
             PollEnd::Ended => {
                 self.ended = true;
-                self.end(None)
+                self.ended()
             }
         }
     }
@@ -194,10 +199,17 @@ impl Instance {
             self.pending = None;
         }
         self.begin("signal", now_ms);
+        if self.finished {
+            return self.end(None);
+        }
         if signal == Signal::Timer {
             self.cx.disarm();
         }
         let progress = self.runner.signal(signal, &mut self.cx);
+        if signal == Signal::Finish && progress == Progress::Done {
+            self.finished = true;
+            self.cx.disarm();
+        }
         self.end((progress == Progress::More).then_some(Pending::Signal(signal)))
     }
 
@@ -210,12 +222,19 @@ impl Instance {
         self.cx.begin_call(now_ms);
     }
 
+    fn ended(&mut self) -> Step {
+        let status = Status::Ended;
+        Step {
+            status,
+            ..self.end(None)
+        }
+    }
+
     fn end(&mut self, pending: Option<Pending>) -> Step {
         self.pending = pending;
         let _ = self.runner.signal(Signal::Settle, &mut self.cx);
         let status = match pending {
             Some(_) => Status::More,
-            None if self.ended => Status::Ended,
             None => Status::Done,
         };
         let deadline_ms = [self.cx.deadline_ms(), self.idle_until_ms]
@@ -335,6 +354,72 @@ mod tests {
         let batch = inbox.len();
         assert_eq!(instance.process(&mut inbox, batch, 1).status, Status::More);
         let _ = instance.timer(1);
+    }
+
+    /// Makes three numbers with a rest before the last.
+    struct Three(u64);
+
+    impl Source for Three {
+        type Item = u64;
+
+        fn next(&mut self, cx: &Context) -> Next<u64> {
+            self.0 += 1;
+            match self.0 {
+                1 | 2 => Next::Record(self.0),
+                3 if cx.now_ms() < 100 => {
+                    self.0 = 2;
+                    Next::Idle { until_ms: 100 }
+                }
+                3 => Next::Record(3),
+                _ => Next::End,
+            }
+        }
+    }
+
+    /// Says a second after each record that it is late.
+    struct Late;
+
+    impl Operator<u64> for Late {
+        type Out = String;
+
+        fn process(&mut self, n: u64, out: &mut impl Emit<String>) {
+            out.emit(n.to_string());
+            out.set_timer_ms(out.now_ms() + 1_000);
+        }
+
+        fn timer(&mut self, out: &mut impl Emit<String>) {
+            out.emit("late".to_owned());
+        }
+    }
+
+    fn late(job: &mut Job) {
+        job.source(Three(0)).apply(Late).sink(files("out").text());
+    }
+
+    #[test]
+    fn a_source_rests_until_its_deadline_and_no_timer_fires_after_the_end() {
+        let mut instance = open(late, 0, &[1]);
+        let rest = Step {
+            status: Status::Done,
+            deadline_ms: Some(100),
+        };
+        assert_eq!(instance.poll(1), rest);
+        assert_eq!(instance.poll(50), rest, "too early");
+        // A timer that was moved to a later time may cost one call too early.
+        let ended = Step {
+            status: Status::Ended,
+            deadline_ms: Some(1_001),
+        };
+        assert_eq!(instance.poll(100), ended);
+        assert_eq!(instance.poll(101), ended, "an end is for ever");
+        assert_eq!(instance.finish(102), Step::DONE);
+        assert_eq!(instance.timer(5_000), Step::DONE);
+        instance.flush();
+        let written = emitted(&mut instance);
+        let lines: Vec<&[u8]> = framed::records(&written)
+            .map(|record| record.expect("whole"))
+            .collect();
+        assert_eq!(lines, [b"1", b"2", b"3"]);
     }
 
     #[test]

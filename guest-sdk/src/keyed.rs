@@ -279,13 +279,14 @@ impl<K: Key, S: State, F, I, O, P> KeyedApplied<K, S, F, I, O, P> {
                 break;
             }
         }
-        match self.timers.next_deadline_ms() {
-            Some(at_ms) if at_ms <= cx.now_ms() => Progress::More,
-            Some(at_ms) => {
-                cx.arm(at_ms);
-                Progress::Done
-            }
-            None => Progress::Done,
+        let Some(at_ms) = self.timers.next_deadline_ms() else {
+            return Progress::Done;
+        };
+        cx.arm(at_ms);
+        if at_ms <= cx.now_ms() {
+            Progress::More
+        } else {
+            Progress::Done
         }
     }
 

@@ -49,6 +49,9 @@ fn refuse<T>(verb: &str, error: &postcard::Error) -> ! {
     )
 }
 
+/// Bytes that are written one by one: no variable-length integer of 64 bits has more.
+const FEW_BYTES: usize = 10;
+
 /// Lets postcard write at the end of a batch.
 struct Append<'a>(&'a mut Vec<u8>);
 
@@ -57,7 +60,14 @@ impl Flavor for Append<'_> {
 
     #[inline]
     fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        self.0.extend_from_slice(bytes);
+        // Copying memory is a library call in a Wasm engine, dearer than a few stores.
+        if bytes.len() <= FEW_BYTES {
+            for byte in bytes {
+                self.0.push(*byte);
+            }
+        } else {
+            self.0.extend_from_slice(bytes);
+        }
         Ok(())
     }
 

@@ -39,7 +39,11 @@ pub fn allocate(len: u32) -> u32 {
     with(|module| {
         let len = len.max(1) as usize;
         if module.inbox.len() < len {
-            if module.inbox.try_reserve(len - module.inbox.len()).is_err() {
+            if module
+                .inbox
+                .try_reserve_exact(len - module.inbox.len())
+                .is_err()
+            {
                 return 0;
             }
             module.inbox.resize(len, 0);

@@ -124,14 +124,16 @@ pub fn line() -> impl FnMut(u64) -> Line {
     record[10] = b',';
     record[17] = b',';
     move |n| {
-        write_digits(&mut record[..10], n);
-        write_digits(&mut record[11..17], (mix(n) >> 1) % 1_000_000);
+        // In halves, because 32-bit divisions are much cheaper.
+        write_digits(&mut record[..5], (n / 100_000 % 100_000) as u32);
+        write_digits(&mut record[5..10], (n % 100_000) as u32);
+        write_digits(&mut record[11..17], ((mix(n) >> 1) % 1_000_000) as u32);
         ByteArray(record)
     }
 }
 
 #[inline]
-fn write_digits(digits: &mut [u8], mut number: u64) {
+fn write_digits(digits: &mut [u8], mut number: u32) {
     for digit in digits.iter_mut().rev() {
         *digit = b'0' + (number % 10) as u8;
         number /= 10;
