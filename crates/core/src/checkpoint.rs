@@ -355,6 +355,18 @@ impl Coordinator {
         }
     }
 
+    /// Whether checkpoints may begin: every task runs or has finished.
+    #[must_use]
+    pub fn is_ready(&self) -> bool {
+        self.participants.is_some()
+    }
+
+    /// Whether the final checkpoint is due, in flight or done.
+    #[must_use]
+    pub fn is_finishing(&self) -> bool {
+        self.all_finished
+    }
+
     /// Whether a pointer is being written. Until it is known how that went, nobody may go back to an older checkpoint:
     /// what that restore discards, the newer one may have promised.
     #[must_use]
@@ -422,7 +434,10 @@ impl Coordinator {
         }
         let due = if self.all_finished {
             // One that failed is tried again after a pause, so that a broken store is not hammered.
-            Some(self.final_tried.map_or(now, |tried| (tried + RETRY).max(now)))
+            Some(
+                self.final_tried
+                    .map_or(now, |tried| (tried + RETRY).max(now)),
+            )
         } else {
             let next = |interval| self.last_started.unwrap_or(now) + interval;
             self.interval.map(|interval| next(interval).max(now))

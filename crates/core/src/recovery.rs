@@ -12,7 +12,12 @@ use crate::scheduler::{self, Pair, Placements, Request, Shortfall};
 #[must_use]
 pub fn failed_regions(regions: &[BTreeSet<TaskId>], failed: &BTreeSet<TaskId>) -> BTreeSet<usize> {
     let hit = |tasks: &BTreeSet<TaskId>| !tasks.is_disjoint(failed);
-    regions.iter().enumerate().filter(|(_, tasks)| hit(tasks)).map(|(index, _)| index).collect()
+    regions
+        .iter()
+        .enumerate()
+        .filter(|(_, tasks)| hit(tasks))
+        .map(|(index, _)| index)
+        .collect()
 }
 
 /// What a plan is made from.

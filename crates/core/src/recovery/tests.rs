@@ -147,6 +147,9 @@ fn a_checkpoint_without_a_tasks_image_is_not_gone_back_to() {
 fn a_failure_takes_down_the_regions_it_touches_and_no_other() {
     let task = |subtask| TaskId::new(0, subtask);
     let regions: Vec<BTreeSet<TaskId>> = (0..3).map(|subtask| [task(subtask)].into()).collect();
-    assert_eq!(failed_regions(&regions, &[task(0), task(2)].into()), [0, 2].into());
+    assert_eq!(
+        failed_regions(&regions, &[task(0), task(2)].into()),
+        [0, 2].into()
+    );
     assert_eq!(failed_regions(&regions, &BTreeSet::new()), BTreeSet::new());
 }

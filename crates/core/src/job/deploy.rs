@@ -1,0 +1,228 @@
+//! How a job's waiting regions are started: the plan is made when there are slots and the checkpoint is at hand, and
+//! executing it involves no choice.
+
+use alloc::collections::{BTreeMap, BTreeSet};
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use tidemill_protocol::control::{
+    Command, DeployTimings, Deployment, TaskDeployment, TaskLocation,
+};
+use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::record::JobState;
+use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
+
+use super::{Action, Job, Note, RegionState, Task, TaskStatus};
+use crate::recovery::{self, NoPlan, RegionPlan, Situation};
+use crate::scheduler::Pair;
+use crate::time::Time;
+
+/// Where there is room.
+#[derive(Clone, Debug)]
+pub struct Resources {
+    /// For each usable TaskManager, the slots that other jobs leave.
+    pub capacity: BTreeMap<TaskManagerId, u32>,
+    /// For each usable TaskManager, its data address.
+    pub addresses: BTreeMap<TaskManagerId, String>,
+    /// Pairs that should not both run one job.
+    pub keep_apart: BTreeSet<Pair>,
+}
+
+impl Job {
+    /// Whether regions wait to be started.
+    #[must_use]
+    pub fn wants_slots(&self) -> bool {
+        self.phase.is_active()
+            && !self.coordinator.is_publication_pending()
+            && self
+                .regions
+                .iter()
+                .any(|region| region.state == RegionState::Pending)
+    }
+
+    /// Whether tasks of it have run before: such a job comes first.
+    #[must_use]
+    pub fn has_run(&self) -> bool {
+        self.has_completed || self.regions.iter().any(|region| region.attempt.is_some())
+    }
+
+    /// Starts the waiting regions if there is room for all of them.
+    pub fn deploy(&mut self, now: Time, resources: &Resources) {
+        if !self.wants_slots() {
+            return;
+        }
+        let Some(last) = self.coordinator.last().cloned() else {
+            if self.has_completed {
+                let reason = "no completed checkpoint is usable".into();
+                self.end(now, JobState::Failed { reason });
+                self.settle(now);
+            } else {
+                self.deploy_from(now, resources, None);
+            }
+            return;
+        };
+        if self.coordinator.metadata(last.checkpoint).is_some() {
+            self.deploy_from(now, resources, Some(last.checkpoint));
+        } else if self.loading.is_none() {
+            self.loading = Some(last.checkpoint);
+            self.actions.push_back(Action::LoadMetadata(last));
+        }
+    }
+
+    fn deploy_from(&mut self, now: Time, resources: &Resources, checkpoint: Option<CheckpointId>) {
+        let waiting: Vec<usize> = (0..self.regions.len())
+            .filter(|region| self.regions[*region].state == RegionState::Pending)
+            .collect();
+        let tasks: Vec<&BTreeSet<TaskId>> = waiting
+            .iter()
+            .map(|region| &self.region_tasks[*region])
+            .collect();
+        let metadata = checkpoint.and_then(|checkpoint| self.coordinator.metadata(checkpoint));
+        let plan = recovery::plan(&Situation {
+            graph: &self.graph,
+            regions: &tasks,
+            placements: &self.placements,
+            capacity: &resources.capacity,
+            keep_apart: &resources.keep_apart,
+            checkpoint: metadata,
+        });
+        match plan {
+            Ok(plan) => {
+                let images = metadata.map(|metadata| {
+                    let images = metadata.tasks.iter();
+                    images
+                        .map(|part| (part.task, part.manifest.clone()))
+                        .collect()
+                });
+                let images: BTreeMap<TaskId, ObjectRef> = images.unwrap_or_default();
+                self.shortfall = None;
+                for (region, plan) in waiting.into_iter().zip(plan.regions) {
+                    self.start(now, region, plan, checkpoint, &images, resources);
+                }
+            }
+            Err(NoPlan::Slots(shortfall)) => {
+                if self.shortfall.replace(shortfall) != Some(shortfall) {
+                    self.note(now, Note::WaitingForSlots(shortfall));
+                }
+            }
+            Err(NoPlan::NoImage { task }) => {
+                let reason = format!("it holds no image of task {task}");
+                if let Some(checkpoint) = checkpoint {
+                    self.checkpoint_damaged(now, checkpoint, reason);
+                }
+            }
+        }
+        self.settle(now);
+    }
+
+    fn start(
+        &mut self,
+        now: Time,
+        region: usize,
+        plan: RegionPlan,
+        restore: Option<CheckpointId>,
+        images: &BTreeMap<TaskId, ObjectRef>,
+        resources: &Resources,
+    ) {
+        self.attempts += 1;
+        let attempt = AttemptId::new(self.epoch, self.attempts);
+        let state = &mut self.regions[region];
+        state.attempt = Some(attempt);
+        state.state = RegionState::Deploying;
+        state.restored = restore;
+        let locations = plan.placements.iter().map(|(task, place)| TaskLocation {
+            task: *task,
+            task_manager: place.clone(),
+            address: resources.addresses.get(place).cloned().unwrap_or_default(),
+        });
+        let locations: Vec<TaskLocation> = locations.collect();
+        let (tasks, moved) = (plan.placements.len(), plan.moved.len());
+        for task in plan.placements.keys() {
+            let deploying = Task {
+                status: TaskStatus::Deploying,
+                ..Task::default()
+            };
+            self.tasks.insert(*task, deploying);
+        }
+        self.placements.extend(plan.placements);
+        for (host, tasks) in self.hosts(region) {
+            let image = |task| TaskDeployment {
+                task,
+                image: images.get(&task).cloned(),
+            };
+            let deployment = Deployment {
+                job: self.record.id,
+                job_name: self.record.name.to_string(),
+                attempt,
+                module: self.record.module,
+                parameters: self.record.parameters.clone(),
+                graph: self.graph.clone(),
+                tasks: tasks.into_iter().map(image).collect(),
+                locations: locations.clone(),
+                restore,
+            };
+            self.send(&host, Command::Deploy(deployment));
+        }
+        if let Some(recovery) = self.history.open(region) {
+            recovery.planned_at = recovery.planned_at.or(Some(now));
+            recovery.attempt = Some(attempt);
+            recovery.checkpoint = restore;
+        }
+        self.note(
+            now,
+            Note::Deployed {
+                attempt,
+                tasks,
+                moved,
+                checkpoint: restore,
+            },
+        );
+    }
+
+    /// A deployed region whose tasks all run or have finished runs.
+    pub(super) fn settle_region(&mut self, now: Time, region: usize) {
+        let runs = |task| {
+            matches!(
+                self.tasks[task].status,
+                TaskStatus::Running | TaskStatus::Finished
+            )
+        };
+        if self.regions[region].state != RegionState::Deploying
+            || !self.region_tasks[region].iter().all(runs)
+        {
+            return;
+        }
+        self.regions[region].state = RegionState::Running;
+        let Some(attempt) = self.regions[region].attempt else {
+            return;
+        };
+        let longest = self.region_tasks[region]
+            .iter()
+            .map(|task| self.tasks[task].timings);
+        let longest = longest.fold(DeployTimings::default(), |longest, task| DeployTimings {
+            module_us: longest.module_us.max(task.module_us),
+            fetch_us: longest.fetch_us.max(task.fetch_us),
+            restore_us: longest.restore_us.max(task.restore_us),
+        });
+        let Some(recovery) = self.history.open(region) else {
+            return;
+        };
+        recovery.open.remove(&region);
+        let all = &mut recovery.timings;
+        all.module_us = all.module_us.max(longest.module_us);
+        all.fetch_us = all.fetch_us.max(longest.fetch_us);
+        all.restore_us = all.restore_us.max(longest.restore_us);
+        if recovery.open.is_empty() {
+            recovery.running_at = Some(now);
+            let (after, timings) = (now.since(recovery.detected_at), recovery.timings);
+            self.note(
+                now,
+                Note::Recovered {
+                    attempt,
+                    after,
+                    timings,
+                },
+            );
+        }
+    }
+}

@@ -1,0 +1,260 @@
+//! What a job does about failures: which regions go down, whether the restart strategy lets them start again, and when.
+
+use alloc::collections::BTreeSet;
+use alloc::format;
+use alloc::string::{String, ToString};
+use alloc::vec::Vec;
+use tidemill_protocol::control::{Blame, DeployTimings, TaskFailure};
+use tidemill_protocol::record::JobState;
+use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
+
+use super::{Job, LastFailure, Note, Recovery, Region, RegionState, TaskStatus, Timer};
+use crate::checkpoint;
+use crate::recovery::failed_regions;
+use crate::restart::Decision;
+use crate::time::{Duration, Time};
+
+impl Job {
+    pub(super) fn task_failed(
+        &mut self,
+        now: Time,
+        on: &TaskManagerId,
+        task: TaskId,
+        failure: TaskFailure,
+    ) {
+        let cause = format!("task {task} failed on {on}: {}", failure.message);
+        if let Some(task) = self.tasks.get_mut(&task) {
+            task.status = TaskStatus::Failed;
+        }
+        let task_manager = on.clone();
+        self.note(
+            now,
+            Note::TaskFailed {
+                task,
+                task_manager,
+                failure: failure.clone(),
+            },
+        );
+        self.last_failure = Some(LastFailure {
+            at: now,
+            task: Some(task),
+            failure,
+        });
+        self.fail(now, &[task].into(), &cause, 0);
+    }
+
+    /// A task was stopped, and not by its leader.
+    pub(super) fn task_gone(&mut self, now: Time, on: &TaskManagerId, task: TaskId) {
+        let cause = format!("task {task} is gone from {on}");
+        self.blame_cluster(now, &cause);
+        self.fail(now, &[task].into(), &cause, 0);
+    }
+
+    pub(super) fn task_manager_lost(&mut self, now: Time, id: &TaskManagerId, reason: &str) {
+        self.suspected.remove(id);
+        self.reports.retain(|_, report| report.from != *id);
+        let there = self.placements.iter().filter(|(_, place)| *place == id);
+        let lost: BTreeSet<TaskId> = there.map(|(task, _)| *task).collect();
+        self.placements.retain(|_, place| place != id);
+        for task in &lost {
+            let region = self.region_of(*task);
+            let recovery = region.and_then(|region| self.history.open(region));
+            if let Some(recovery) = recovery.filter(|recovery| recovery.planned_at.is_none()) {
+                recovery.tasks_lost += 1;
+            }
+        }
+        // Who has confirmed the last commit is not missed.
+        let missed: BTreeSet<TaskId> = lost
+            .into_iter()
+            .filter(|task| !self.coordinator.is_done(*task))
+            .collect();
+        let cause = format!("TaskManager {id} is lost: {reason}");
+        let hit = failed_regions(&self.region_tasks, &missed);
+        if self.phase.is_active() && hit.iter().any(|region| self.regions[*region].is_live()) {
+            self.blame_cluster(now, &cause);
+            self.fail(now, &missed, &cause, missed.len());
+        }
+    }
+
+    pub(super) fn suspect(&mut self, now: Time, id: TaskManagerId) {
+        if self.placements.values().any(|place| *place == id) {
+            let reason = format!("the control stream of TaskManager {id} broke");
+            self.coordinator
+                .handle(now, checkpoint::Event::TasksLost { reason });
+        }
+        self.suspected.insert(id);
+    }
+
+    pub(super) fn channel_broken(&mut self, now: Time, attempt: AttemptId, cause: &str) {
+        let of = |region: &Region| region.is_live() && region.attempt == Some(attempt);
+        if let Some(region) = self
+            .regions
+            .iter()
+            .position(of)
+            .filter(|_| self.phase.is_active())
+        {
+            self.blame_cluster(now, cause);
+            let tasks = self.region_tasks[region].clone();
+            self.fail(now, &tasks, cause, 0);
+        }
+    }
+
+    /// More checkpoints failed in a row than is tolerable.
+    pub(super) fn checkpoints_failed(&mut self, now: Time, reason: &str) {
+        if self.phase.is_active() {
+            let cause = format!("too many checkpoints failed in a row; the last: {reason}");
+            self.blame_cluster(now, &cause);
+            let tasks = self.tasks.keys().copied().collect();
+            self.fail(now, &tasks, &cause, 0);
+        }
+    }
+
+    /// A task's image is damaged: its region goes back to the checkpoint before, which is no failure of the job's.
+    pub(super) fn unrestorable(&mut self, now: Time, region: usize, reason: String) {
+        let Some(checkpoint) = self.regions[region].restored else {
+            let cause = format!("a task could not be started: {reason}");
+            self.blame_cluster(now, &cause);
+            let tasks = self.region_tasks[region].clone();
+            self.fail(now, &tasks, &cause, 0);
+            return;
+        };
+        self.stop_region(region);
+        self.regions[region].state = RegionState::Pending;
+        self.checkpoint_damaged(now, checkpoint, reason);
+    }
+
+    pub(super) fn checkpoint_damaged(
+        &mut self,
+        now: Time,
+        checkpoint: CheckpointId,
+        reason: String,
+    ) {
+        self.loading = self.loading.filter(|loading| *loading != checkpoint);
+        if !self
+            .coordinator
+            .retained()
+            .any(|retained| retained.checkpoint == checkpoint)
+        {
+            return;
+        }
+        self.note(
+            now,
+            Note::CheckpointDamaged {
+                checkpoint,
+                reason: reason.clone(),
+            },
+        );
+        if !self.coordinator.damaged(checkpoint) && self.phase.is_active() {
+            let reason = format!(
+                "no completed checkpoint is usable, and beginning anew would repeat what is committed; the last: {reason}"
+            );
+            self.end(now, JobState::Failed { reason });
+        }
+    }
+
+    fn blame_cluster(&mut self, now: Time, message: &str) {
+        let failure = TaskFailure {
+            blame: Blame::Cluster,
+            message: message.to_string(),
+            backtrace: Vec::new(),
+            last_log_lines: Vec::new(),
+            batch_preview: String::new(),
+        };
+        self.last_failure = Some(LastFailure {
+            at: now,
+            task: None,
+            failure,
+        });
+    }
+
+    /// Takes down the live regions of these tasks. Regions that are down already are not failed again: one machine's
+    /// death is one failure, however many ways it is heard of.
+    fn fail(&mut self, now: Time, tasks: &BTreeSet<TaskId>, cause: &str, lost: usize) {
+        let hit: BTreeSet<usize> = failed_regions(&self.region_tasks, tasks)
+            .into_iter()
+            .filter(|region| self.regions[*region].is_live())
+            .collect();
+        if hit.is_empty() || !self.phase.is_active() {
+            return;
+        }
+        let reason = cause.to_string();
+        self.coordinator
+            .handle(now, checkpoint::Event::TasksLost { reason });
+        match self.restarts.failed(now) {
+            Decision::GiveUp { reason } => {
+                let reason = format!("{cause}; {reason}");
+                self.end(now, JobState::Failed { reason });
+            }
+            Decision::Restart { after } => self.restart(now, hit, cause, lost, after),
+        }
+    }
+
+    fn restart(
+        &mut self,
+        now: Time,
+        hit: BTreeSet<usize>,
+        cause: &str,
+        lost: usize,
+        after: Duration,
+    ) {
+        let restarted = hit
+            .iter()
+            .map(|region| self.region_tasks[*region].len())
+            .sum();
+        for region in &hit {
+            self.stop_region(*region);
+            self.regions[*region].state = RegionState::Delayed;
+        }
+        self.record.restarts = self.restarts.count();
+        self.store_record();
+        self.timers.set(Timer::Restart, now + after);
+        let cause = cause.to_string();
+        self.begin_recovery(now, hit, cause.clone(), lost, restarted, after);
+        self.note(
+            now,
+            Note::RecoveryBegun {
+                cause,
+                restarted,
+                delay: after,
+            },
+        );
+    }
+
+    pub(super) fn begin_recovery(
+        &mut self,
+        now: Time,
+        open: BTreeSet<usize>,
+        cause: String,
+        tasks_lost: usize,
+        tasks_restarted: usize,
+        delay: Duration,
+    ) {
+        for region in &open {
+            // A recovery that is overtaken by the next failure is never seen to end.
+            if let Some(overtaken) = self.history.open(*region) {
+                overtaken.open.clear();
+            }
+        }
+        self.history.begin(Recovery {
+            cause,
+            detected_at: now,
+            delay,
+            planned_at: None,
+            running_at: None,
+            attempt: None,
+            checkpoint: None,
+            tasks_lost,
+            tasks_restarted,
+            timings: DeployTimings::default(),
+            open,
+        });
+    }
+
+    pub(super) fn delay_over(&mut self) {
+        for region in &mut self.regions {
+            if region.state == RegionState::Delayed {
+                region.state = RegionState::Pending;
+            }
+        }
+    }
+}

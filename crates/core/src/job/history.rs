@@ -1,0 +1,261 @@
+//! What happened to a job, for people: notes as they happen, and a record of each recovery. Nothing is ever decided by it.
+
+use alloc::collections::{BTreeSet, VecDeque};
+use alloc::string::String;
+use core::fmt;
+use tidemill_protocol::control::{DeployTimings, TaskFailure};
+use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
+
+use super::Phase;
+use crate::checkpoint::{CheckpointRecord, Outcome};
+use crate::scheduler::Shortfall;
+use crate::time::{Duration, Time};
+
+/// How many recoveries are remembered.
+pub const RECOVERIES_MAX: usize = 50;
+/// How many notes are remembered.
+pub const NOTES_MAX: usize = 200;
+
+/// Something that happened to a job.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// It does something else now.
+    Phase {
+        /// What it did.
+        from: Phase,
+        /// What it does.
+        to: Phase,
+    },
+    /// It waits: slots are missing.
+    WaitingForSlots(Shortfall),
+    /// Regions were found running and are taken over.
+    Adopted {
+        /// How many tasks.
+        tasks: usize,
+        /// Their attempt.
+        attempt: AttemptId,
+    },
+    /// A task failed.
+    TaskFailed {
+        /// Which.
+        task: TaskId,
+        /// Where.
+        task_manager: TaskManagerId,
+        /// Why.
+        failure: TaskFailure,
+    },
+    /// Something failed; tasks restart after a delay.
+    RecoveryBegun {
+        /// What failed.
+        cause: String,
+        /// Tasks that restart.
+        restarted: usize,
+        /// After how long.
+        delay: Duration,
+    },
+    /// A region is being deployed.
+    Deployed {
+        /// Its attempt.
+        attempt: AttemptId,
+        /// How many tasks.
+        tasks: usize,
+        /// Those that have moved to another TaskManager.
+        moved: usize,
+        /// What they go back to.
+        checkpoint: Option<CheckpointId>,
+    },
+    /// Every task of a recovery runs again.
+    Recovered {
+        /// The last attempt it made.
+        attempt: AttemptId,
+        /// From detection until now.
+        after: Duration,
+        /// The longest of the tasks' steps.
+        timings: DeployTimings,
+    },
+    /// A checkpoint was published or given up.
+    Checkpoint(CheckpointRecord),
+    /// A completed checkpoint cannot be used: what was committed since the one before may appear again.
+    CheckpointDamaged {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// A write to the registry or a read from the store failed, and will be tried again.
+    Retrying {
+        /// What failed.
+        what: String,
+    },
+    /// It failed for good.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+impl Note {
+    /// Whether somebody should look at it.
+    #[must_use]
+    pub fn is_alarming(&self) -> bool {
+        match self {
+            Self::TaskFailed { .. }
+            | Self::RecoveryBegun { .. }
+            | Self::CheckpointDamaged { .. }
+            | Self::Retrying { .. }
+            | Self::WaitingForSlots(_)
+            | Self::Failed { .. } => true,
+            Self::Checkpoint(record) => matches!(record.outcome, Outcome::Failed { .. }),
+            Self::Phase { .. }
+            | Self::Adopted { .. }
+            | Self::Deployed { .. }
+            | Self::Recovered { .. } => false,
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Phase { from, to } => write!(f, "{from:?} → {to:?}"),
+            Self::WaitingForSlots(Shortfall { needed, free }) => write!(
+                f,
+                "waiting for slots: {needed} are needed and {free} are free; start a TaskManager, or cancel another job"
+            ),
+            Self::Adopted { tasks, attempt } => {
+                write!(
+                    f,
+                    "{tasks} running tasks of attempt {attempt} were taken over"
+                )
+            }
+            Self::TaskFailed {
+                task,
+                task_manager,
+                failure,
+            } => {
+                write!(
+                    f,
+                    "task {task} failed on {task_manager}: {}",
+                    failure.message
+                )
+            }
+            Self::RecoveryBegun {
+                cause,
+                restarted,
+                delay,
+            } => {
+                write!(f, "{cause}; {restarted} tasks restart after {delay:?}")
+            }
+            Self::Deployed {
+                attempt,
+                tasks,
+                moved,
+                checkpoint,
+            } => {
+                write!(
+                    f,
+                    "attempt {attempt}: {tasks} tasks ({moved} moved) start from "
+                )?;
+                match checkpoint {
+                    Some(checkpoint) => write!(f, "checkpoint {checkpoint}"),
+                    None => f.write_str("the beginning"),
+                }
+            }
+            Self::Recovered {
+                attempt,
+                after,
+                timings,
+            } => write!(
+                f,
+                "attempt {attempt} runs, {after:?} after the failure was seen (module {} µs, images read {} µs, restored {} µs)",
+                timings.module_us, timings.fetch_us, timings.restore_us
+            ),
+            Self::Checkpoint(record) => match &record.outcome {
+                Outcome::Failed { reason } => {
+                    write!(f, "checkpoint {} was given up: {reason}", record.id)
+                }
+                Outcome::Completed | Outcome::InProgress => {
+                    let duration = record.ended.unwrap_or(record.started).since(record.started);
+                    write!(f, "checkpoint {} is complete after {duration:?}", record.id)
+                }
+            },
+            Self::CheckpointDamaged { checkpoint, reason } => write!(
+                f,
+                "checkpoint {checkpoint} cannot be used, so the one before is: output committed since that one may appear again ({reason})"
+            ),
+            Self::Retrying { what } => write!(f, "{what}; it is tried again"),
+            Self::Failed { reason } => write!(f, "the job has failed: {reason}"),
+        }
+    }
+}
+
+/// One recovery: from a failure until every task of the failed regions ran again.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Recovery {
+    /// What failed.
+    pub cause: String,
+    /// When the leader learned of it.
+    pub detected_at: Time,
+    /// The restart strategy's delay.
+    pub delay: Duration,
+    /// When it was planned and sent out.
+    pub planned_at: Option<Time>,
+    /// When the last task ran.
+    pub running_at: Option<Time>,
+    /// The last attempt it made.
+    pub attempt: Option<AttemptId>,
+    /// What it went back to.
+    pub checkpoint: Option<CheckpointId>,
+    /// Tasks whose TaskManager was lost.
+    pub tasks_lost: usize,
+    /// Tasks that were started again.
+    pub tasks_restarted: usize,
+    /// The longest of the tasks' steps.
+    pub timings: DeployTimings,
+    /// The regions that have not been seen running since.
+    pub(super) open: BTreeSet<usize>,
+}
+
+/// The last recoveries and notes of a job, oldest first.
+#[derive(Clone, Debug, Default)]
+pub struct JobHistory {
+    pub(super) recoveries: VecDeque<Recovery>,
+    notes: VecDeque<(Time, Note)>,
+}
+
+impl JobHistory {
+    /// Oldest first.
+    pub fn recoveries(&self) -> impl DoubleEndedIterator<Item = &Recovery> {
+        self.recoveries.iter()
+    }
+
+    /// Oldest first. Completed checkpoints are in a history of their own.
+    pub fn notes(&self) -> impl DoubleEndedIterator<Item = &(Time, Note)> {
+        self.notes.iter()
+    }
+
+    pub(super) fn begin(&mut self, recovery: Recovery) {
+        if self.recoveries.len() == RECOVERIES_MAX {
+            self.recoveries.pop_front();
+        }
+        self.recoveries.push_back(recovery);
+    }
+
+    /// The recovery that a region is in.
+    pub(super) fn open(&mut self, region: usize) -> Option<&mut Recovery> {
+        self.recoveries
+            .iter_mut()
+            .rev()
+            .find(|recovery| recovery.open.contains(&region))
+    }
+
+    pub(super) fn note(&mut self, now: Time, note: &Note) {
+        if matches!(note, Note::Checkpoint(record) if record.outcome == Outcome::Completed) {
+            return;
+        }
+        if self.notes.len() == NOTES_MAX {
+            self.notes.pop_front();
+        }
+        self.notes.push_back((now, note.clone()));
+    }
+}

@@ -1,0 +1,613 @@
+//! The leader: composes membership, placement and jobs, and routes between them. Everything that a JobManager decides
+//! is decided here; its shell only hands in facts and carries out intentions.
+//!
+//! A take-over is a new leader with the jobs that the registry holds. What runs where it learns from the TaskManagers.
+
+mod event;
+
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
+use tidemill_protocol::record::{CheckpointPointers, JobRecord};
+use tidemill_protocol::{AttemptId, Epoch, ExecutionGraph, JobId, TaskManagerId};
+
+pub use self::event::{Action, Event, Note};
+use crate::checkpoint;
+use crate::job::{self, Job, Resources};
+use crate::membership::{ConnectionId, HowLost, LostMember, Member, Membership, Registered};
+use crate::scheduler::Pair;
+use crate::time::{Duration, Time};
+
+/// How long a broken data connection may be a sign of a death that is about to be seen, before it is taken for what it
+/// looks like: two TaskManagers that live and cannot reach each other.
+const BROKEN_CHANNEL_GRACE: Duration = Duration::from_millis(500);
+/// How long two TaskManagers that could not reach each other are kept apart.
+const KEEP_APART: Duration = Duration::from_secs(300);
+
+/// How a leader leads.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaderConfig {
+    /// Its fencing number.
+    pub epoch: Epoch,
+    /// TaskManagers must have the same.
+    pub cluster_config_hash: u64,
+    /// How long TaskManagers may take to report what they run, after a take-over.
+    pub adoption_timeout: Duration,
+    /// How long a TaskManager whose control stream broke may take to come back.
+    pub suspicion_timeout: Duration,
+    /// How many ended jobs are remembered.
+    pub ended_jobs_max: usize,
+}
+
+/// A job that the registry holds at a take-over.
+#[derive(Clone, Debug)]
+pub struct LoadedJob {
+    /// Its record.
+    pub record: JobRecord,
+    /// Its graph, resolved again, or why it cannot be read.
+    pub graph: Result<ExecutionGraph, String>,
+    /// Its completed checkpoints.
+    pub pointers: CheckpointPointers,
+}
+
+/// A data connection that broke, and may be explained by a death within the grace.
+#[derive(Clone, Debug)]
+struct BrokenChannel {
+    due: Time,
+    job: JobId,
+    attempt: AttemptId,
+    ends: (TaskManagerId, TaskManagerId),
+    reason: String,
+}
+
+/// The leader of a cluster.
+#[derive(Clone, Debug)]
+pub struct Leader {
+    config: LeaderConfig,
+    membership: Membership,
+    jobs: BTreeMap<JobId, Job>,
+    /// Jobs whose first record is being stored: nobody has been told of them.
+    submissions: BTreeMap<JobId, (JobRecord, ExecutionGraph)>,
+    broken: Vec<BrokenChannel>,
+    keep_apart: BTreeMap<Pair, Time>,
+    actions: VecDeque<Action>,
+}
+
+impl Leader {
+    /// Takes over with the jobs that the registry holds.
+    #[must_use]
+    pub fn new(now: Time, config: LeaderConfig, loaded: Vec<LoadedJob>) -> Self {
+        let membership = Membership::new(config.cluster_config_hash, config.suspicion_timeout);
+        let job = |LoadedJob {
+                       record,
+                       graph,
+                       pointers,
+                   }: LoadedJob| {
+            let job = match graph {
+                Ok(graph) => Job::loaded(
+                    now,
+                    config.epoch,
+                    record,
+                    graph,
+                    pointers,
+                    config.adoption_timeout,
+                ),
+                Err(reason) => Job::unreadable(now, config.epoch, record, reason),
+            };
+            (job.id(), job)
+        };
+        let jobs = loaded.into_iter().map(job).collect();
+        let mut leader = Self {
+            config,
+            membership,
+            jobs,
+            submissions: BTreeMap::new(),
+            broken: Vec::new(),
+            keep_apart: BTreeMap::new(),
+            actions: VecDeque::new(),
+        };
+        leader.settle(now);
+        leader
+    }
+
+    /// Takes a fact.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        match event {
+            Event::JobSubmitted { record, graph } => self.submitted(record, graph),
+            Event::CancelRequested { job } => self.tell(now, job, job::Event::Cancel),
+            Event::Registering {
+                connection,
+                registration,
+            } => {
+                self.registering(now, connection, registration);
+            }
+            Event::Message {
+                connection,
+                message,
+            } => self.message(now, connection, message),
+            Event::ConnectionLost {
+                connection,
+                how,
+                reason,
+            } => {
+                self.connection_lost(now, connection, how, &reason);
+            }
+            Event::Performed { job, result } => self.performed(now, job, result),
+        }
+        self.settle(now);
+    }
+
+    /// The next thing to do.
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When [`Leader::handle_timeout`] is to be called.
+    #[must_use]
+    pub fn poll_timeout(&self) -> Option<Time> {
+        let jobs = self.jobs.values().filter_map(Job::poll_timeout);
+        let broken = self.broken.iter().map(|broken| broken.due);
+        jobs.chain(broken)
+            .chain(self.membership.next_timeout())
+            .min()
+    }
+
+    /// Time has passed.
+    pub fn handle_timeout(&mut self, now: Time) {
+        while let Some(id) = self.membership.overdue(now) {
+            self.lost(
+                now,
+                &id,
+                "its control stream broke and it did not come back",
+            );
+        }
+        let (due, waiting) = core::mem::take(&mut self.broken)
+            .into_iter()
+            .partition(|broken: &BrokenChannel| broken.due <= now);
+        self.broken = waiting;
+        for broken in due {
+            self.channel_broken(now, broken);
+        }
+        for job in self.jobs.values_mut() {
+            if job.poll_timeout().is_some_and(|due| due <= now) {
+                job.handle_timeout(now);
+            }
+        }
+        self.settle(now);
+    }
+
+    /// Its fencing number.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.config.epoch
+    }
+
+    /// Every job that it knows, in order of the id.
+    pub fn jobs(&self) -> impl Iterator<Item = &Job> {
+        self.jobs.values()
+    }
+
+    /// A job.
+    #[must_use]
+    pub fn job(&self, id: JobId) -> Option<&Job> {
+        self.jobs.get(&id)
+    }
+
+    /// The records of submissions that are being stored.
+    pub fn submissions(&self) -> impl Iterator<Item = &JobRecord> {
+        self.submissions.values().map(|(record, _)| record)
+    }
+
+    /// The TaskManagers.
+    #[must_use]
+    pub fn membership(&self) -> &Membership {
+        &self.membership
+    }
+
+    /// Every TaskManager with the slots that jobs take on it.
+    pub fn slots(&self) -> impl Iterator<Item = (&Member, u32)> {
+        let mut used: BTreeMap<TaskManagerId, u32> = BTreeMap::new();
+        for (id, slots) in self.jobs.values().flat_map(Job::slots_used) {
+            *used.entry(id).or_default() += slots;
+        }
+        self.membership.members().map(move |member| {
+            let taken = used.get(&member.registration.id).copied().unwrap_or(0);
+            (member, taken.min(member.registration.slots))
+        })
+    }
+
+    /// The TaskManagers that were lost lately, oldest first.
+    #[must_use]
+    pub fn lost_members(&self) -> &[LostMember] {
+        self.membership.lost()
+    }
+
+    fn submitted(&mut self, record: JobRecord, graph: ExecutionGraph) {
+        self.actions
+            .push_back(Action::StoreJobRecord(record.clone()));
+        self.submissions.insert(record.id, (record, graph));
+    }
+
+    fn performed(&mut self, now: Time, id: JobId, result: job::Event) {
+        let Some((record, graph)) = self.submissions.remove(&id) else {
+            return self.tell(now, id, result);
+        };
+        match result {
+            job::Event::RecordFailed { reason } => {
+                self.actions
+                    .push_back(Action::SubmissionRejected { job: id, reason });
+            }
+            _ => {
+                let mut job = Job::submitted(self.config.epoch, record, graph);
+                job.handle_timeout(now);
+                self.jobs.insert(id, job);
+                self.actions.push_back(Action::SubmissionStored { job: id });
+            }
+        }
+    }
+
+    fn tell(&mut self, now: Time, job: JobId, event: job::Event) {
+        if let Some(job) = self.jobs.get_mut(&job) {
+            job.handle(now, event);
+        }
+    }
+
+    fn tell_all(&mut self, now: Time, event: &job::Event) {
+        for job in self.jobs.values_mut() {
+            job.handle(now, event.clone());
+        }
+    }
+
+    fn registering(&mut self, now: Time, connection: ConnectionId, registration: Registration) {
+        let (id, incarnation) = (registration.id.clone(), registration.incarnation);
+        let (slots, address) = (registration.slots, registration.data_address.clone());
+        let mut running: BTreeMap<JobId, Vec<_>> = BTreeMap::new();
+        for task in &registration.running {
+            running.entry(task.job).or_default().push(task.clone());
+        }
+        let replaced = match self.membership.register(now, connection, registration) {
+            Ok(Registered::New) => None,
+            Ok(Registered::Again { old }) => Some(old),
+            Ok(Registered::Superseded { old, incarnation }) => {
+                self.lost(
+                    now,
+                    &id,
+                    &format!("it was started again (life {incarnation} is over)"),
+                );
+                Some(old)
+            }
+            Err(refusal) => {
+                let reason = format!("{refusal}");
+                self.actions
+                    .push_back(Action::RefuseTaskManager { connection, reason });
+                return;
+            }
+        };
+        if let Some(connection) = replaced.filter(|old| *old != connection) {
+            let reason = "it registered again on another connection".into();
+            self.actions
+                .push_back(Action::CloseTaskManager { connection, reason });
+        }
+        self.actions
+            .push_back(Action::AcceptTaskManager { connection });
+        let joined = Note::TaskManagerJoined {
+            id: id.clone(),
+            incarnation,
+            slots,
+            address,
+        };
+        self.actions.push_back(Action::Note(joined));
+        for (job, state) in &mut self.jobs {
+            let running = running.remove(job).unwrap_or_default();
+            state.handle(
+                now,
+                job::Event::Registered {
+                    from: id.clone(),
+                    running,
+                },
+            );
+        }
+        for task in running.into_values().flatten() {
+            self.cancel_orphan(connection, task.job, task.attempt);
+        }
+    }
+
+    /// Stops what belongs to no job that this leader knows.
+    fn cancel_orphan(&mut self, connection: ConnectionId, job: JobId, attempt: AttemptId) {
+        let command = Command::Cancel {
+            job,
+            attempt,
+            tasks: Vec::new(),
+        };
+        self.send(connection, command);
+    }
+
+    fn send(&mut self, connection: ConnectionId, command: Command) {
+        let message = FromLeader {
+            epoch: self.config.epoch,
+            command,
+        };
+        self.actions.push_back(Action::Send {
+            connection,
+            message,
+        });
+    }
+
+    fn message(&mut self, now: Time, connection: ConnectionId, message: ToLeader) {
+        let Some(member) = self.membership.at(connection) else {
+            return;
+        };
+        let from = member.registration.id.clone();
+        match message {
+            // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
+            ToLeader::Register(_) | ToLeader::Logs { .. } => {}
+            ToLeader::TaskState {
+                job,
+                attempt,
+                task,
+                state,
+            } => {
+                if self.jobs.contains_key(&job) {
+                    let event = job::Event::TaskState {
+                        from,
+                        attempt,
+                        task,
+                        state,
+                    };
+                    self.tell(now, job, event);
+                } else {
+                    self.cancel_orphan(connection, job, attempt);
+                }
+            }
+            ToLeader::CheckpointAcknowledged(acknowledgement) => {
+                let job = acknowledgement.job;
+                let event = checkpoint::Event::Acknowledged(acknowledgement);
+                self.tell(now, job, job::Event::Checkpoint(event));
+            }
+            ToLeader::CheckpointDeclined {
+                job,
+                attempt,
+                task,
+                checkpoint,
+                reason,
+            } => {
+                let event = checkpoint::Event::Declined {
+                    attempt,
+                    task,
+                    checkpoint,
+                    reason,
+                };
+                self.tell(now, job, job::Event::Checkpoint(event));
+            }
+            ToLeader::Committed {
+                job,
+                attempt,
+                task,
+                checkpoint,
+            } => {
+                let event = checkpoint::Event::Committed {
+                    attempt,
+                    task,
+                    checkpoint,
+                };
+                self.tell(now, job, job::Event::Checkpoint(event));
+            }
+            ToLeader::ChannelBroken {
+                job,
+                attempt,
+                peer,
+                reason,
+            } => {
+                let due = now + BROKEN_CHANNEL_GRACE;
+                let known = |old: &BrokenChannel| (old.job, old.attempt) == (job, attempt);
+                if !self.broken.iter().any(known) {
+                    let ends = (from, peer);
+                    self.broken.push(BrokenChannel {
+                        due,
+                        job,
+                        attempt,
+                        ends,
+                        reason,
+                    });
+                }
+            }
+            ToLeader::Report(report) => {
+                for progress in report.tasks {
+                    self.tell(now, progress.job, job::Event::Progress(progress));
+                }
+            }
+        }
+    }
+
+    fn connection_lost(&mut self, now: Time, connection: ConnectionId, how: HowLost, reason: &str) {
+        let Some(id) = self
+            .membership
+            .at(connection)
+            .map(|member| member.registration.id.clone())
+        else {
+            return;
+        };
+        if self
+            .membership
+            .connection_lost(now, connection, how, reason)
+            .is_some()
+        {
+            self.lost(now, &id, reason);
+        } else {
+            self.actions
+                .push_back(Action::Note(Note::TaskManagerSuspected {
+                    id: id.clone(),
+                    reason: reason.into(),
+                }));
+            self.tell_all(now, &job::Event::Suspected(id));
+        }
+    }
+
+    fn lost(&mut self, now: Time, id: &TaskManagerId, reason: &str) {
+        let (id, reason) = (id.clone(), String::from(reason));
+        let note = Note::TaskManagerLost {
+            id: id.clone(),
+            reason: reason.clone(),
+        };
+        self.actions.push_back(Action::Note(note));
+        self.tell_all(now, &job::Event::TaskManagerLost { id, reason });
+    }
+
+    /// The grace is over: if both ends still live, they cannot reach each other and are kept apart.
+    fn channel_broken(&mut self, now: Time, broken: BrokenChannel) {
+        let BrokenChannel {
+            job,
+            attempt,
+            ends: (one, other),
+            reason,
+            ..
+        } = broken;
+        let live = |id| self.membership.member(id).is_some();
+        if live(&one) && live(&other) {
+            let cause = format!("the data connection between {one} and {other} broke: {reason}");
+            self.keep_apart
+                .insert(Pair::new(one, other), now + KEEP_APART);
+            self.tell(now, job, job::Event::ChannelBroken { attempt, cause });
+        }
+    }
+
+    /// After every fact: what jobs want is passed on, and waiting ones are placed.
+    fn settle(&mut self, now: Time) {
+        self.drain_jobs();
+        self.place(now);
+        self.drain_jobs();
+        self.forget_ended();
+    }
+
+    fn place(&mut self, now: Time) {
+        let mut waiting: Vec<_> = self
+            .jobs
+            .values()
+            .filter(|job| job.wants_slots())
+            .map(|job| (!job.has_run(), job.record().submitted_at_ms, job.id()))
+            .collect();
+        if waiting.is_empty() {
+            return;
+        }
+        // What had run goes on before anything new begins.
+        waiting.sort_unstable();
+        self.keep_apart.retain(|_, until| *until > now);
+        let usable = || {
+            self.membership
+                .members()
+                .filter(|member| member.is_usable())
+        };
+        let addresses: BTreeMap<TaskManagerId, String> = usable()
+            .map(|member| {
+                (
+                    member.registration.id.clone(),
+                    member.registration.data_address.clone(),
+                )
+            })
+            .collect();
+        let keep_apart: BTreeSet<Pair> = self.keep_apart.keys().cloned().collect();
+        for (_, _, id) in waiting {
+            let mut capacity: BTreeMap<TaskManagerId, u32> = self
+                .membership
+                .members()
+                .filter(|member| member.is_usable())
+                .map(|member| (member.registration.id.clone(), member.registration.slots))
+                .collect();
+            for other in self.jobs.values().filter(|other| other.id() != id) {
+                for (task_manager, used) in other.slots_used() {
+                    if let Some(slots) = capacity.get_mut(&task_manager) {
+                        *slots = slots.saturating_sub(used);
+                    }
+                }
+            }
+            let (addresses, keep_apart) = (addresses.clone(), keep_apart.clone());
+            let resources = Resources {
+                capacity,
+                addresses,
+                keep_apart,
+            };
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.deploy(now, &resources);
+            }
+        }
+    }
+
+    fn drain_jobs(&mut self) {
+        for (id, job) in &mut self.jobs {
+            let job_id = *id;
+            while let Some(action) = job.poll_action() {
+                let action = match action {
+                    job::Action::Send { to, command } => {
+                        // Who is gone, or cut off, hears nothing; its registration brings it up to date.
+                        let Some(member) = self.membership.member(&to) else {
+                            continue;
+                        };
+                        let connection = member.connection;
+                        let message = FromLeader {
+                            epoch: self.config.epoch,
+                            command,
+                        };
+                        Action::Send {
+                            connection,
+                            message,
+                        }
+                    }
+                    job::Action::StoreRecord(record) => Action::StoreJobRecord(record),
+                    job::Action::WriteMetadata(metadata) => Action::WriteMetadata(metadata),
+                    job::Action::PublishPointers {
+                        checkpoint,
+                        pointers,
+                    } => Action::PublishPointers {
+                        job: job_id,
+                        checkpoint,
+                        pointers,
+                    },
+                    job::Action::ReadPointers { checkpoint } => Action::ReadPointers {
+                        job: job_id,
+                        checkpoint,
+                    },
+                    job::Action::LoadMetadata(pointer) => Action::LoadMetadata {
+                        job: job_id,
+                        pointer,
+                    },
+                    job::Action::DeleteCheckpoints { obsolete, retained } => {
+                        Action::DeleteCheckpoints {
+                            job: job_id,
+                            obsolete,
+                            retained,
+                        }
+                    }
+                    job::Action::DeleteJobObjects => Action::DeleteJobObjects { job: job_id },
+                    job::Action::CancelStored => Action::CancelStored { job: job_id },
+                    job::Action::Note(note) => Action::Note(Note::Job {
+                        job: job_id,
+                        name: job.record().name.clone(),
+                        note,
+                    }),
+                };
+                self.actions.push_back(action);
+            }
+        }
+    }
+
+    /// Ended jobs are remembered up to a bound; the oldest go first.
+    fn forget_ended(&mut self) {
+        let mut ended: Vec<_> = self
+            .jobs
+            .values()
+            .filter(|job| job.phase().is_terminal())
+            .map(|job| (job.record().submitted_at_ms, job.id()))
+            .collect();
+        if ended.len() <= self.config.ended_jobs_max {
+            return;
+        }
+        ended.sort_unstable();
+        let surplus = ended.len() - self.config.ended_jobs_max;
+        for (_, id) in ended.into_iter().take(surplus) {
+            self.jobs.remove(&id);
+            self.actions.push_back(Action::ForgetJob { job: id });
+        }
+    }
+}

@@ -1,0 +1,225 @@
+//! What a leader is told and what it wants: the table of contents of a JobManager.
+
+use alloc::string::String;
+use alloc::vec::Vec;
+use core::fmt;
+use tidemill_protocol::control::{FromLeader, Registration, ToLeader};
+use tidemill_protocol::manifest::CheckpointMetadata;
+use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord};
+use tidemill_protocol::{CheckpointId, ExecutionGraph, Incarnation, JobId, TaskManagerId};
+
+use crate::job;
+use crate::membership::{ConnectionId, HowLost};
+
+/// What a leader is told.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// A user submits a job; its module and graph are stored already, its record is not.
+    JobSubmitted {
+        /// The record to store.
+        record: JobRecord,
+        /// Its graph, checked and resolved.
+        graph: ExecutionGraph,
+    },
+    /// A user asks for a job's end.
+    CancelRequested {
+        /// Which.
+        job: JobId,
+    },
+    /// A TaskManager says who it is, on a new connection.
+    Registering {
+        /// The connection.
+        connection: ConnectionId,
+        /// What it says.
+        registration: Registration,
+    },
+    /// A registered TaskManager says something.
+    Message {
+        /// On which connection.
+        connection: ConnectionId,
+        /// What.
+        message: ToLeader,
+    },
+    /// A connection is gone.
+    ConnectionLost {
+        /// Which.
+        connection: ConnectionId,
+        /// How that was seen.
+        how: HowLost,
+        /// For people.
+        reason: String,
+    },
+    /// What came of an action for a job.
+    Performed {
+        /// Which job.
+        job: JobId,
+        /// What came of it.
+        result: job::Event,
+    },
+}
+
+/// What a leader wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Action {
+    /// Tell a TaskManager that it is registered. Comes before anything else that is sent to it.
+    AcceptTaskManager {
+        /// On this connection.
+        connection: ConnectionId,
+    },
+    /// Tell a TaskManager that it is not registered, and close the connection.
+    RefuseTaskManager {
+        /// On this connection.
+        connection: ConnectionId,
+        /// Why, and what to do.
+        reason: String,
+    },
+    /// Close a connection that is of no further use.
+    CloseTaskManager {
+        /// Which.
+        connection: ConnectionId,
+        /// Why.
+        reason: String,
+    },
+    /// Say this to a TaskManager, after everything said before.
+    Send {
+        /// On this connection.
+        connection: ConnectionId,
+        /// What.
+        message: FromLeader,
+    },
+    /// Store a job's record, under the fence. Answer `RecordStored` or `RecordFailed`.
+    StoreJobRecord(JobRecord),
+    /// A submitted job survives from now on: tell its submitter.
+    SubmissionStored {
+        /// Which.
+        job: JobId,
+    },
+    /// A submitted job could not be stored: tell its submitter.
+    SubmissionRejected {
+        /// Which.
+        job: JobId,
+        /// Why.
+        reason: String,
+    },
+    /// The wish to cancel a job is stored: tell whoever asked.
+    CancelStored {
+        /// Which.
+        job: JobId,
+    },
+    /// Store a checkpoint's metadata object. Answer `MetadataWritten` or `MetadataFailed`.
+    WriteMetadata(CheckpointMetadata),
+    /// Write a job's pointers, under the fence. Answer `Published`, `PublishRefused` or `PublishUnknown`.
+    PublishPointers {
+        /// Which job.
+        job: JobId,
+        /// The new one among them.
+        checkpoint: CheckpointId,
+        /// All that are to be there.
+        pointers: CheckpointPointers,
+    },
+    /// Read a job's pointers. Answer `PointersRead` or `PointersUnreadable`.
+    ReadPointers {
+        /// Which job.
+        job: JobId,
+        /// The one in doubt.
+        checkpoint: CheckpointId,
+    },
+    /// Read a checkpoint's metadata object. Answer `MetadataLoaded`, `MetadataDamaged` or `MetadataUnavailable`.
+    LoadMetadata {
+        /// Which job.
+        job: JobId,
+        /// Which checkpoint.
+        pointer: CheckpointPointer,
+    },
+    /// Delete what only the obsolete checkpoints name. No answer: what is left over is deleted with the next.
+    DeleteCheckpoints {
+        /// Which job.
+        job: JobId,
+        /// No pointer names them any more.
+        obsolete: Vec<CheckpointPointer>,
+        /// Whatever these name stays.
+        retained: Vec<CheckpointPointer>,
+    },
+    /// A job has ended, which is stored: delete its pointers and everything that its tasks stored. No answer.
+    DeleteJobObjects {
+        /// Which.
+        job: JobId,
+    },
+    /// Delete an ended job's record, its graph and whatever else is left of it. No answer.
+    ForgetJob {
+        /// Which.
+        job: JobId,
+    },
+    /// For logs.
+    Note(Note),
+}
+
+/// Something that happened.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A TaskManager registered.
+    TaskManagerJoined {
+        /// Its name.
+        id: TaskManagerId,
+        /// Its life.
+        incarnation: Incarnation,
+        /// Its slots.
+        slots: u32,
+        /// Its data address.
+        address: String,
+    },
+    /// A TaskManager's control stream broke; it has a moment to come back.
+    TaskManagerSuspected {
+        /// Its name.
+        id: TaskManagerId,
+        /// What happened.
+        reason: String,
+    },
+    /// A TaskManager is gone.
+    TaskManagerLost {
+        /// Its name.
+        id: TaskManagerId,
+        /// How that was seen.
+        reason: String,
+    },
+    /// Something happened to a job.
+    Job {
+        /// Which.
+        job: JobId,
+        /// Its name.
+        name: String,
+        /// What.
+        note: job::Note,
+    },
+}
+
+impl Note {
+    /// Whether somebody should look at it.
+    #[must_use]
+    pub fn is_alarming(&self) -> bool {
+        match self {
+            Self::TaskManagerJoined { .. } => false,
+            Self::TaskManagerSuspected { .. } | Self::TaskManagerLost { .. } => true,
+            Self::Job { note, .. } => note.is_alarming(),
+        }
+    }
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::TaskManagerJoined {
+                id, slots, address, ..
+            } => {
+                write!(f, "TaskManager {id} at {address} joined with {slots} slots")
+            }
+            Self::TaskManagerSuspected { id, reason } => {
+                write!(f, "the control stream of TaskManager {id} broke: {reason}")
+            }
+            Self::TaskManagerLost { id, reason } => {
+                write!(f, "TaskManager {id} is lost: {reason}")
+            }
+            Self::Job { name, note, .. } => write!(f, "job {name}: {note}"),
+        }
+    }
+}
