@@ -11,13 +11,20 @@ use bytes::Bytes;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
 use tidemill_protocol::{Epoch, ModuleHash};
 use tidemill_transport::{
-    ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming, LivenessListener,
+    ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming, Liveness, LivenessListener,
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
 
 /// How long a connection may take to say who it is, and then to open its liveness connection.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// How long the end of a process is watched for after its control connection broke. By then it has come back in a
+/// session of its own or been given up.
+const AFTERWATCH: Duration = Duration::from_secs(60);
+
+/// Why a session ends when the driver does.
+const SHUTTING_DOWN: &str = "this JobManager is shutting down";
 
 /// One control connection, in the order of their arrival.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -34,8 +41,10 @@ pub(crate) enum SessionEvent {
     },
     /// It says something.
     Message { session: SessionId, message: ToLeader },
-    /// It is gone. The last event of a session that was accepted.
-    Lost { session: SessionId, reason: String, at: Instant },
+    /// Its control connection is gone, but not, as far as is known, its process: it may come back with all its tasks.
+    Disconnected { session: SessionId, reason: String },
+    /// Its process has ended: the kernel closed the idle TCP connection. May follow `Disconnected`.
+    ProcessEnded { session: SessionId, reason: String, at: Instant },
 }
 
 /// The driver's answer to a registration.
@@ -87,17 +96,17 @@ async fn session(
     let (sender, receiver, handle) = connection.split();
     let peer = handle.peer().clone();
     let mut talk = Talk { session, sender, receiver, handle, events };
-    let reason = match talk.greet(&liveness).await {
-        Ok(reason) => {
-            let lost = SessionEvent::Lost { session, reason: reason.clone(), at: Instant::now() };
-            // A driver that is gone hears nothing; the process is ending.
-            let _ = talk.events.send(lost).await;
-            reason
-        }
-        Err(reason) => reason,
+    let (reason, watch) = match talk.greet(&liveness).await {
+        Ok(end) => end,
+        Err(reason) => (reason, None),
     };
     info!(%peer, reason, "a TaskManager's session has ended");
     talk.handle.close(&reason);
+    if let Some(mut liveness) = watch
+        && let Ok(loss) = tokio::time::timeout(AFTERWATCH, liveness.lost()).await
+    {
+        talk.tell(SessionEvent::ProcessEnded { session, reason: loss.to_string(), at: Instant::now() }).await;
+    }
 }
 
 struct Talk {
@@ -109,9 +118,14 @@ struct Talk {
 }
 
 impl Talk {
-    /// Takes the registration and, when it is accepted, stays until the session ends; then says why it did. An error
-    /// means that it was never accepted.
-    async fn greet(&mut self, liveness: &LivenessListener) -> Result<String, String> {
+    /// Tells the driver. One that is gone hears nothing: the process is ending.
+    async fn tell(&self, event: SessionEvent) {
+        let _ = self.events.send(event).await;
+    }
+
+    /// Takes the registration and, when it is accepted, stays until the session ends; then says why it did, and what
+    /// is left to watch. An error means that it was never accepted.
+    async fn greet(&mut self, liveness: &LivenessListener) -> Result<(String, Option<Liveness>), String> {
         let first = tokio::time::timeout(GREETING_TIMEOUT, self.receiver.recv::<ToLeader>()).await;
         let registration = match first.map_err(|_| "it did not register in time".to_owned())? {
             Ok(Some(ToLeader::Register(registration))) => registration,
@@ -121,50 +135,50 @@ impl Talk {
         };
         let (answer, answered) = oneshot::channel();
         let remote = self.handle.peer().address;
-        let registering = SessionEvent::Registering { session: self.session, registration, remote, answer };
-        let gone = |_| "this JobManager is shutting down".to_owned();
-        self.events.send(registering).await.map_err(|_| gone(()))?;
-        match answered.await.map_err(|_| gone(()))? {
+        let session = self.session;
+        self.tell(SessionEvent::Registering { session, registration, remote, answer }).await;
+        match answered.await.map_err(|_| SHUTTING_DOWN.to_owned())? {
             Answer::Refused { epoch, reason } => {
                 let refused = FromLeader { epoch, command: Command::Refused { reason: reason.clone() } };
-                // Whether it arrives or not, the session ends.
+                // Whether it arrives or not, the session ends; the peer closes when it has read the refusal.
                 let _ = self.sender.send(&refused).await;
-                // The peer closes when it has read the refusal.
                 let _ = tokio::time::timeout(GREETING_TIMEOUT, self.handle.closed()).await;
                 Err(format!("it was refused: {reason}"))
             }
             Answer::Accepted { epoch, report_interval_ms, outbox } => {
-                Ok(self.accepted(liveness, epoch, report_interval_ms, outbox).await)
+                let ticket = liveness.issue();
+                let registered = Command::Registered {
+                    liveness_token: ticket.token(),
+                    liveness_port: liveness.local_address().port(),
+                    report_interval_ms,
+                };
+                let registered = FromLeader { epoch, command: registered };
+                let bound = match self.sender.send(&registered).await {
+                    Ok(()) => ticket.connected(GREETING_TIMEOUT).await.map_err(|error| error.to_string()),
+                    Err(error) => Err(error.to_string()),
+                };
+                Ok(match bound {
+                    Ok(liveness) => self.accepted(liveness, outbox).await,
+                    Err(reason) => {
+                        self.tell(SessionEvent::Disconnected { session, reason: reason.clone() }).await;
+                        (reason, None)
+                    }
+                })
             }
         }
     }
 
-    /// The session proper; returns why it ended.
+    /// The session proper; returns why it ended, and the liveness connection when that has not.
     async fn accepted(
         &mut self,
-        liveness: &LivenessListener,
-        epoch: Epoch,
-        report_interval_ms: u64,
+        mut liveness: Liveness,
         mut outbox: mpsc::UnboundedReceiver<FromLeader>,
-    ) -> String {
-        let ticket = liveness.issue();
-        let registered = Command::Registered {
-            liveness_token: ticket.token(),
-            liveness_port: liveness.local_address().port(),
-            report_interval_ms,
-        };
-        if let Err(error) = self.sender.send(&FromLeader { epoch, command: registered }).await {
-            return error.to_string();
-        }
-        let watch = async {
-            match ticket.connected(GREETING_TIMEOUT).await {
-                Ok(mut liveness) => liveness.lost().await.to_string(),
-                Err(error) => error.to_string(),
-            }
-        };
+    ) -> (String, Option<Liveness>) {
+        let Self { session, sender, receiver, events, .. } = self;
+        let session = *session;
         let speak = async {
             while let Some(message) = outbox.recv().await {
-                if let Err(error) = self.sender.send(&message).await {
+                if let Err(error) = sender.send(&message).await {
                     return error.to_string();
                 }
             }
@@ -172,11 +186,10 @@ impl Talk {
         };
         let hear = async {
             loop {
-                match self.receiver.recv::<ToLeader>().await {
+                match receiver.recv::<ToLeader>().await {
                     Ok(Some(message)) => {
-                        let event = SessionEvent::Message { session: self.session, message };
-                        if self.events.send(event).await.is_err() {
-                            return "this JobManager is shutting down".to_owned();
+                        if events.send(SessionEvent::Message { session, message }).await.is_err() {
+                            return SHUTTING_DOWN.to_owned();
                         }
                     }
                     Ok(None) => return "it closed the connection".to_owned(),
@@ -184,10 +197,21 @@ impl Talk {
                 }
             }
         };
-        tokio::select! {
-            reason = watch => reason,
-            reason = speak => reason,
-            reason = hear => reason,
+        let disconnected = tokio::select! {
+            loss = liveness.lost() => Err(loss.to_string()),
+            reason = speak => Ok(reason),
+            reason = hear => Ok(reason),
+        };
+        match disconnected {
+            Err(reason) => {
+                let at = Instant::now();
+                self.tell(SessionEvent::ProcessEnded { session, reason: reason.clone(), at }).await;
+                (reason, None)
+            }
+            Ok(reason) => {
+                self.tell(SessionEvent::Disconnected { session, reason: reason.clone() }).await;
+                (reason, Some(liveness))
+            }
         }
     }
 }
