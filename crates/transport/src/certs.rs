@@ -140,7 +140,8 @@ impl ClusterCa {
         self.issue_until(node_name, SystemTime::now() + DAY * VALID_DAYS)
     }
 
-    fn issue_until(
+    /// The same, valid until a moment that may have passed.
+    pub(crate) fn issue_until(
         &self,
         node_name: &str,
         not_after: SystemTime,

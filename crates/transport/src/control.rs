@@ -150,6 +150,16 @@ impl ControlSender {
         })
     }
 
+    /// Ends this side in order and waits until the peer's machine has everything that was sent, or the connection is
+    /// gone. Without this, closing the connection may overtake the last message.
+    pub async fn finish(mut self) {
+        // A connection that is gone has delivered what it could.
+        if self.outbox.flush().await.is_ok() {
+            self.outbox.finish();
+            self.outbox.acknowledged().await;
+        }
+    }
+
     /// The other end.
     #[must_use]
     pub fn peer(&self) -> &Peer {

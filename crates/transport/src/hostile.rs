@@ -89,6 +89,29 @@ async fn assert_still_serving(server: &Endpoint, client: &Endpoint) {
 }
 
 #[tokio::test]
+async fn a_certificate_that_has_expired_is_refused_with_the_remedy() {
+    let ca = crate::ClusterCa::generate().expect("a CA");
+    let credentials = |identity| Credentials::new(&ca, &identity).expect("usable");
+    let yesterday = std::time::SystemTime::now() - Duration::from_secs(24 * 60 * 60);
+    let expired = credentials(ca.issue_until("worker", yesterday).expect("issued"));
+    let valid = credentials(ca.issue("leader").expect("issued"));
+    let bind = |credentials| {
+        let local = "127.0.0.1:0".parse().expect("an address");
+        Endpoint::bind(local, credentials, TransportOptions::default()).expect("bound")
+    };
+    let (leader, worker) = (bind(&valid), bind(&expired));
+    for (from, to) in [(&worker, &leader), (&leader, &worker)] {
+        let error = within(from.connect_control(to.local_address())).await;
+        let error = error.expect_err("expired").to_string();
+        assert!(
+            error.contains("expired") && error.contains("tidemill certs"),
+            "{error}"
+        );
+    }
+    assert_still_serving(&leader, &bind(&valid)).await;
+}
+
+#[tokio::test]
 async fn garbage_on_a_control_stream_costs_its_sender_the_connection() {
     let (error, loss) = told_on_control(b"\x05\0\0\0hello", false).await;
     assert!(matches!(error, RecvError::Garbage { .. }), "{error}");

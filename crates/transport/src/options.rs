@@ -22,7 +22,8 @@ pub struct TransportOptions {
     pub socket_buffer_bytes: usize,
     /// The largest UDP payload that is tried on a network, in bytes; 1452 is Ethernet's over IPv6.
     pub mtu_max_bytes: u16,
-    /// The same between processes of one machine.
+    /// The same between processes of one machine, where a packet costs the same whatever its size: 65,000 instead of
+    /// 1452 moves two to three times as much per CPU second (`examples/throughput.rs`).
     pub loopback_mtu_max_bytes: u16,
 }
 
@@ -36,7 +37,7 @@ impl Default for TransportOptions {
             send_buffer_bytes: 16 << 20,
             socket_buffer_bytes: 4 << 20,
             mtu_max_bytes: 1452,
-            loopback_mtu_max_bytes: 16 << 10,
+            loopback_mtu_max_bytes: 65_000,
         }
     }
 }

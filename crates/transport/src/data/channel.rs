@@ -18,7 +18,7 @@ use crate::stream::{Inbox, Outbox, within};
 /// How much [`ChannelSender::send_all`] hands to QUIC at once, in bytes.
 const SEND_BATCH_BYTES: usize = 64 << 10;
 /// How long opening a stream may wait for the peer to allow one more.
-const OPEN_TIMEOUT: Duration = Duration::from_secs(10);
+const OPEN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The first message of a channel's stream.
 #[derive(Serialize, Deserialize)]

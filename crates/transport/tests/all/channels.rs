@@ -25,6 +25,16 @@ async fn channel(options: TransportOptions) -> (ChannelSender, ChannelReceiver) 
     (sender, incoming.receiver)
 }
 
+/// Sends until that fails.
+async fn send_for_ever(sender: &mut ChannelSender) -> ChannelError {
+    for sequence in 0.. {
+        if let Err(error) = sender.send(data_frame(sequence, vec![0; 32 << 10])).await {
+            return error;
+        }
+    }
+    unreachable!("the numbers do not end")
+}
+
 #[tokio::test]
 async fn frames_of_every_kind_and_size_arrive_in_order() {
     let (mut sender, mut receiver) = channel(patient_options()).await;
@@ -128,14 +138,7 @@ async fn ten_thousand_channels_share_one_connection_and_none_waits_for_another()
     let stalled_receiver = receivers.next().expect("ten thousand");
     let mut senders = senders.into_iter();
     let mut stalled = senders.next().expect("ten thousand");
-    let mut stalled_sending = tokio::spawn(async move {
-        for sequence in 0.. {
-            if let Err(error) = stalled.send(data_frame(sequence, vec![0; 32 << 10])).await {
-                return error;
-            }
-        }
-        unreachable!("the channel is stalled before the numbers end")
-    });
+    let mut stalled_sending = tokio::spawn(async move { send_for_ever(&mut stalled).await });
 
     let sending = tokio::spawn(async move {
         let mut senders: Vec<_> = senders.collect();
@@ -251,15 +254,7 @@ async fn each_side_hears_how_the_other_left_a_channel() {
 
     let (mut sender, receiver) = channel(patient_options()).await;
     drop(receiver);
-    let error = soon("the refusal", async {
-        for sequence in 0.. {
-            if let Err(error) = sender.send(data_frame(sequence, vec![0; 1000])).await {
-                return error;
-            }
-        }
-        unreachable!("the receiver is gone")
-    })
-    .await;
+    let error = soon("the refusal", send_for_ever(&mut sender)).await;
     assert!(matches!(error, ChannelError::Stopped { .. }), "{error}");
 }
 

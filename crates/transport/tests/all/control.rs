@@ -136,6 +136,24 @@ async fn the_reason_of_a_close_reaches_the_other_side() {
 }
 
 #[tokio::test]
+async fn the_last_word_before_a_close_is_heard() {
+    let credentials = Credentials::ephemeral().expect("credentials");
+    let (leader, worker) = (endpoint(&credentials), endpoint(&credentials));
+    let (dialled, accepted) = control_pair(&worker, &leader).await;
+    let (mut to_worker, _, handle) = accepted.split();
+    to_worker
+        .send(&refused("another configuration".into()))
+        .await
+        .expect("sent");
+    soon("the delivery", to_worker.finish()).await;
+    handle.close("refused");
+    let (_sender, mut from_leader, dialled) = dialled.split();
+    soon("the close", dialled.closed()).await;
+    let message = from_leader.recv().await.expect("received before the close");
+    assert_eq!(message, Some(refused("another configuration".into())));
+}
+
+#[tokio::test]
 async fn a_message_above_the_bound_is_refused_where_it_is_sent() {
     let credentials = Credentials::ephemeral().expect("credentials");
     let (leader, worker) = (endpoint(&credentials), endpoint(&credentials));

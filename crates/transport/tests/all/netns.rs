@@ -2,6 +2,8 @@
 //! Ethernet devices between them. Needs root; the addresses exist in the test's own namespaces only.
 
 use std::process::Command;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tidemill_protocol::control::{Command as LeaderCommand, FromLeader, Registration, ToLeader};
@@ -180,26 +182,13 @@ pub(crate) async fn lead(directory: &str, address: &str) {
         panic!("the worker sends data next");
     };
     plane.adopt(data);
-    let received = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
-    let counting = std::sync::Arc::clone(&received);
-    let traffic = tokio::spawn(async move {
-        let mut readers = tokio::task::JoinSet::new();
-        for _ in 0..CHANNELS {
-            let mut receiver = plane.accept_channel().await.receiver;
-            let counting = std::sync::Arc::clone(&counting);
-            readers.spawn(async move {
-                while let Ok(Some(frame)) = receiver.recv().await {
-                    counting.fetch_add(frame.weight(), std::sync::atomic::Ordering::Relaxed);
-                }
-            });
-        }
-        readers.join_all().await;
-    });
+    let received = Arc::<AtomicUsize>::default();
+    let traffic = tokio::spawn(take_all(plane, Arc::clone(&received)));
     // Full speed is reached: congestion control has left its beginnings.
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let before = received.load(std::sync::atomic::Ordering::Relaxed);
+    let before = received.load(Ordering::Relaxed);
     tokio::time::sleep(Duration::from_secs(1)).await;
-    let rate = (received.load(std::sync::atomic::Ordering::Relaxed) - before) >> 20;
+    let rate = (received.load(Ordering::Relaxed) - before) >> 20;
     tell("traffic");
     tell(&format!("rate {rate}"));
     let by_liveness = async {
@@ -212,6 +201,21 @@ pub(crate) async fn lead(directory: &str, address: &str) {
     };
     tokio::join!(by_liveness, by_silence);
     traffic.await.expect("readers end with their connection");
+}
+
+/// Takes frames as fast as they come, until their connection is lost.
+async fn take_all(plane: DataPlane, received: Arc<AtomicUsize>) {
+    let mut readers = tokio::task::JoinSet::new();
+    for _ in 0..CHANNELS {
+        let mut receiver = plane.accept_channel().await.receiver;
+        let received = Arc::clone(&received);
+        readers.spawn(async move {
+            while let Ok(Some(frame)) = receiver.recv().await {
+                received.fetch_add(frame.weight(), Ordering::Relaxed);
+            }
+        });
+    }
+    readers.join_all().await;
 }
 
 /// Registers and sends frames as fast as they are taken, until it is killed.
