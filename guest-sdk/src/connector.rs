@@ -28,7 +28,8 @@ pub fn generator(count: u64) -> Generator {
     Generator(spec("generator").with("count", count))
 }
 
-/// A sink that prints each record to the output of the task's process, for looking at small results.
+/// A sink that prints each record to the task's log, for looking at small results. It is not transactional: after a
+/// failure records may be printed again.
 pub fn print() -> Print {
     Print(spec("print"))
 }
@@ -109,14 +110,16 @@ impl Files {
         self.lines_of(Text)
     }
 
-    /// As a sink: the bytes of each record a line.
+    /// As a sink: the bytes of each record a line, or, with `option("records", "raw")`, one after the other.
     pub fn raw(self) -> Formatted<Raw> {
         self.lines_of(Raw)
     }
 
-    fn lines_of<R>(self, format: R) -> Formatted<R> {
+    fn lines_of<R>(mut self, format: R) -> Formatted<R> {
+        let records = self.0.options.entry("records".to_owned());
+        records.or_insert_with(|| "lines".to_owned());
         Formatted {
-            connector: self.0.with("records", "lines"),
+            connector: self.0,
             format,
         }
     }
@@ -133,7 +136,7 @@ impl Generator {
         Self(self.0.with(key, value))
     }
 
-    /// At most so many numbers a second from each subtask. 0 means no limit.
+    /// At most so many numbers a second over all subtasks. 0 means no limit.
     pub fn rate(self, per_second: u64) -> Self {
         if per_second == 0 {
             self

@@ -13,7 +13,7 @@ pub struct KeyCount {
     pub count: u64,
 }
 
-/// Generates `count` numbers (0 for no end), at most `rate` a second from each source task (0 for no limit), counts them by
+/// Generates `count` numbers (0 for no end), at most `rate` a second in all (0 for no limit), counts them by
 /// their remainder of division by `keys`, and writes every change to the directory `output`.
 #[tidemill::job]
 pub fn keyed_count(job: &mut Job) -> Result<(), &'static str> {
