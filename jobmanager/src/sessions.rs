@@ -8,6 +8,7 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
+use tidemill_core::membership::ConnectionId;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
 use tidemill_protocol::{Epoch, ModuleHash};
 use tidemill_transport::{
@@ -26,25 +27,21 @@ const AFTERWATCH: Duration = Duration::from_secs(60);
 /// Why a session ends when the driver does.
 const SHUTTING_DOWN: &str = "this JobManager is shutting down";
 
-/// One control connection, in the order of their arrival.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
-pub(crate) struct SessionId(pub(crate) u64);
-
 /// What the driver hears.
 pub(crate) enum SessionEvent {
     /// A TaskManager says who it is; the driver answers.
     Registering {
-        session: SessionId,
+        connection: ConnectionId,
         registration: Registration,
         remote: SocketAddr,
         answer: oneshot::Sender<Answer>,
     },
     /// It says something.
-    Message { session: SessionId, message: ToLeader },
+    Message { connection: ConnectionId, message: ToLeader },
     /// Its control connection is gone, but not, as far as is known, its process: it may come back with all its tasks.
-    Disconnected { session: SessionId, reason: String },
+    Disconnected { connection: ConnectionId, reason: String },
     /// Its process has ended: the kernel closed the idle TCP connection. May follow `Disconnected`.
-    ProcessEnded { session: SessionId, reason: String, at: Instant },
+    ProcessEnded { connection: ConnectionId, reason: String, at: Instant },
 }
 
 /// The driver's answer to a registration.
@@ -74,7 +71,7 @@ pub(crate) async fn serve(
             Incoming::Control(connection) => {
                 next += 1;
                 let (liveness, events) = (Arc::clone(&liveness), events.clone());
-                tokio::spawn(session(SessionId(next), connection, liveness, events));
+                tokio::spawn(session(ConnectionId(next), connection, liveness, events));
             }
             Incoming::Blob(connection) => {
                 let find = Arc::clone(&find_module);
@@ -88,14 +85,14 @@ pub(crate) async fn serve(
 }
 
 async fn session(
-    session: SessionId,
-    connection: ControlConnection,
+    connection: ConnectionId,
+    control: ControlConnection,
     liveness: Arc<LivenessListener>,
     events: mpsc::Sender<SessionEvent>,
 ) {
-    let (sender, receiver, handle) = connection.split();
+    let (sender, receiver, handle) = control.split();
     let peer = handle.peer().clone();
-    let mut talk = Talk { session, sender, receiver, handle, events };
+    let mut talk = Talk { connection, sender, receiver, handle, events };
     let (reason, watch) = match talk.greet(&liveness).await {
         Ok(end) => end,
         Err(reason) => (reason, None),
@@ -105,12 +102,13 @@ async fn session(
     if let Some(mut liveness) = watch
         && let Ok(loss) = tokio::time::timeout(AFTERWATCH, liveness.lost()).await
     {
-        talk.tell(SessionEvent::ProcessEnded { session, reason: loss.to_string(), at: Instant::now() }).await;
+        let (reason, at) = (loss.to_string(), Instant::now());
+        talk.tell(SessionEvent::ProcessEnded { connection, reason, at }).await;
     }
 }
 
 struct Talk {
-    session: SessionId,
+    connection: ConnectionId,
     sender: ControlSender,
     receiver: ControlReceiver,
     handle: ConnectionHandle,
@@ -135,8 +133,8 @@ impl Talk {
         };
         let (answer, answered) = oneshot::channel();
         let remote = self.handle.peer().address;
-        let session = self.session;
-        self.tell(SessionEvent::Registering { session, registration, remote, answer }).await;
+        let connection = self.connection;
+        self.tell(SessionEvent::Registering { connection, registration, remote, answer }).await;
         match answered.await.map_err(|_| SHUTTING_DOWN.to_owned())? {
             Answer::Refused { epoch, reason } => {
                 let refused = FromLeader { epoch, command: Command::Refused { reason: reason.clone() } };
@@ -160,7 +158,7 @@ impl Talk {
                 Ok(match bound {
                     Ok(liveness) => self.accepted(liveness, outbox).await,
                     Err(reason) => {
-                        self.tell(SessionEvent::Disconnected { session, reason: reason.clone() }).await;
+                        self.tell(SessionEvent::Disconnected { connection, reason: reason.clone() }).await;
                         (reason, None)
                     }
                 })
@@ -174,8 +172,8 @@ impl Talk {
         mut liveness: Liveness,
         mut outbox: mpsc::UnboundedReceiver<FromLeader>,
     ) -> (String, Option<Liveness>) {
-        let Self { session, sender, receiver, events, .. } = self;
-        let session = *session;
+        let Self { connection, sender, receiver, events, .. } = self;
+        let connection = *connection;
         let speak = async {
             while let Some(message) = outbox.recv().await {
                 if let Err(error) = sender.send(&message).await {
@@ -188,7 +186,7 @@ impl Talk {
             loop {
                 match receiver.recv::<ToLeader>().await {
                     Ok(Some(message)) => {
-                        if events.send(SessionEvent::Message { session, message }).await.is_err() {
+                        if events.send(SessionEvent::Message { connection, message }).await.is_err() {
                             return SHUTTING_DOWN.to_owned();
                         }
                     }
@@ -205,11 +203,11 @@ impl Talk {
         match disconnected {
             Err(reason) => {
                 let at = Instant::now();
-                self.tell(SessionEvent::ProcessEnded { session, reason: reason.clone(), at }).await;
+                self.tell(SessionEvent::ProcessEnded { connection, reason: reason.clone(), at }).await;
                 (reason, None)
             }
             Ok(reason) => {
-                self.tell(SessionEvent::Disconnected { session, reason: reason.clone() }).await;
+                self.tell(SessionEvent::Disconnected { connection, reason: reason.clone() }).await;
                 (reason, Some(liveness))
             }
         }

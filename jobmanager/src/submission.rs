@@ -5,11 +5,11 @@ use std::collections::BTreeSet;
 use std::path::PathBuf;
 
 use bytes::Bytes;
-use tidemill_abi::{ConnectorSpec, DescribeRequest, JobGraph, Output, Stage, StageInput};
+use tidemill_abi::{ConnectorSpec, DescribeRequest, JobGraph, Output, StageInput};
 use tidemill_config::Config;
 use tidemill_core::graph::{ConnectorTraits, resolve};
-use tidemill_protocol::ModuleHash;
 use tidemill_protocol::record::JobOptions;
+use tidemill_protocol::{ExecutionGraph, StageKind};
 use tidemill_runtime::{Engine, InstanceLimits, ModuleError, ModuleLimits, describe_job, prepare};
 
 use crate::error_chain;
@@ -19,12 +19,32 @@ use crate::handle::{SubmitError, SubmitOptions};
 pub(crate) struct CheckedSubmission {
     /// The instrumented module.
     pub(crate) module: Bytes,
-    pub(crate) module_hash: ModuleHash,
     pub(crate) name: String,
     pub(crate) graph: JobGraph,
+    /// The graph, resolved.
+    pub(crate) execution: ExecutionGraph,
     pub(crate) options: JobOptions,
     /// The directories that its sinks write to; no other job may write there at the same time.
     pub(crate) output_directories: BTreeSet<PathBuf>,
+    /// What the submitter may want to know.
+    pub(crate) warnings: Vec<String>,
+}
+
+impl CheckedSubmission {
+    /// The graph as it is stored.
+    pub(crate) fn encoded_graph(&self) -> Vec<u8> {
+        postcard::to_allocvec(&self.graph).expect("derived serialisation into memory never fails")
+    }
+}
+
+/// Reads a stored graph and resolves it again.
+///
+/// # Errors
+/// When the bytes are no graph, or not one that can run with these options.
+pub(crate) fn stored_graph(bytes: &[u8], options: &JobOptions) -> Result<ExecutionGraph, String> {
+    let graph: JobGraph = postcard::from_bytes(bytes).map_err(|error| format!("the stored graph is damaged: {error}"))?;
+    resolve(&graph, options.parallelism, options.max_parallelism, &connector_traits(&graph))
+        .map_err(|error| error_chain(&error))
 }
 
 /// Which connectors hand out their work as splits.
@@ -35,8 +55,12 @@ pub(crate) fn connector_traits(graph: &JobGraph) -> ConnectorTraits {
 }
 
 /// The directories that a graph's sinks write to.
-pub(crate) fn output_directories(graph: &JobGraph) -> BTreeSet<PathBuf> {
-    graph.stages.iter().flat_map(sinks).filter_map(tidemill_connectors::sink_directory).collect()
+pub(crate) fn output_directories(graph: &ExecutionGraph) -> BTreeSet<PathBuf> {
+    let outputs = graph.stages.iter().flat_map(|stage| match &stage.kind {
+        StageKind::Wasm { outputs, .. } => outputs.as_slice(),
+        StageKind::Enumerator { .. } => &[],
+    });
+    sinks(outputs).filter_map(tidemill_connectors::sink_directory).collect()
 }
 
 fn sources(graph: &JobGraph) -> impl Iterator<Item = &ConnectorSpec> {
@@ -46,8 +70,8 @@ fn sources(graph: &JobGraph) -> impl Iterator<Item = &ConnectorSpec> {
     })
 }
 
-fn sinks(stage: &Stage) -> impl Iterator<Item = &ConnectorSpec> {
-    stage.outputs.iter().filter_map(|output| match output {
+fn sinks<'a>(outputs: impl IntoIterator<Item = &'a Output>) -> impl Iterator<Item = &'a ConnectorSpec> {
+    outputs.into_iter().filter_map(|output| match output {
         Output::Sink(spec) => Some(spec),
         Output::Edge { .. } => None,
     })
@@ -80,16 +104,24 @@ pub(crate) fn check(
         .map_err(|error| SubmitError::Describe { reason: error_chain(&error) })?;
     let options = job_options(config, &submitted);
     check_connectors(&graph)?;
-    resolve(&graph, options.parallelism, options.max_parallelism, &connector_traits(&graph))
+    let execution = resolve(&graph, options.parallelism, options.max_parallelism, &connector_traits(&graph))
         .map_err(|error| SubmitError::Graph { reason: error_chain(&error) })?;
     Ok(CheckedSubmission {
-        module_hash: prepared.hash(),
         module: prepared.bytes.into(),
         name: submitted.name.unwrap_or_else(|| graph.name.clone()),
-        output_directories: output_directories(&graph),
+        output_directories: output_directories(&execution),
+        warnings: warnings(&options),
         graph,
+        execution,
         options,
     })
+}
+
+fn warnings(options: &JobOptions) -> Vec<String> {
+    let no_checkpoints = (options.checkpoint_interval_ms == 0).then(|| {
+        "periodic checkpoints are off: a failure begins the job anew, and transactional sinks show nothing before its end".to_owned()
+    });
+    no_checkpoints.into_iter().collect()
 }
 
 fn describe_limits(config: &Config) -> InstanceLimits {
@@ -123,7 +155,7 @@ fn check_connectors(graph: &JobGraph) -> Result<(), SubmitError> {
             tidemill_connectors::check_source(spec).map_err(|error| refused(&error))?;
             tidemill_connectors::preflight(spec).map_err(|error| refused(&error))?;
         }
-        for sink in sinks(stage) {
+        for sink in sinks(&stage.outputs) {
             tidemill_connectors::check_sink(sink).map_err(|error| refused(&error))?;
         }
     }
