@@ -82,8 +82,10 @@ pub use stream::{Sink, Stream};
 pub use tidemill_abi as abi;
 pub use tidemill_macros::job;
 
-/// What a job needs: `use tidemill::prelude::*;`. Its `println!`, `eprintln!` and `dbg!` stand before std's, which
-/// would be discarded in a Wasm instance.
+/// What a job needs: `use tidemill::prelude::*;`.
+///
+/// It holds the SDK's `println!`, `eprintln!` and `dbg!` beside std's, so that writing one of them without saying which
+/// is an error: std's would be discarded in a Wasm instance. Import the one that is meant: `use tidemill::println;`.
 pub mod prelude {
     pub use crate::{
         ByteArray, Bytes, Chain, Context, Emit, Job, KeyedOperator, KeyedState, Next, Operator,
@@ -95,3 +97,8 @@ pub mod prelude {
 #[cfg(doctest)]
 #[doc = include_str!("../../README.md")]
 pub struct Readme;
+
+/// The guide's examples, compiled and run as tests.
+#[cfg(doctest)]
+#[doc = include_str!("../../docs/guest-guide.md")]
+struct Guide;

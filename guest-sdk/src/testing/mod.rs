@@ -3,9 +3,11 @@
 
 mod harness;
 mod run;
+mod task;
 
 pub use harness::Harness;
 pub use run::{Outputs, TestRun};
+pub use task::{Emitted, Task};
 
 use tidemill_abi::{DescribeRequest, JobGraph};
 
