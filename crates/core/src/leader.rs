@@ -195,9 +195,9 @@ impl Leader {
         self.jobs.get(&id)
     }
 
-    /// The records of submissions that are being stored.
-    pub fn submissions(&self) -> impl Iterator<Item = &JobRecord> {
-        self.submissions.values().map(|(record, _)| record)
+    /// The submissions that are being stored.
+    pub fn submissions(&self) -> impl Iterator<Item = (&JobRecord, &ExecutionGraph)> {
+        self.submissions.values().map(|(record, graph)| (record, graph))
     }
 
     /// The TaskManagers.

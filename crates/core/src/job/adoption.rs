@@ -184,6 +184,15 @@ impl Job {
             self.regions[*region].state = RegionState::Pending;
         }
         let cause = format!("{missing} tasks were not reported after the JobManager's restart");
-        self.begin_recovery(now, left, cause, missing, tasks.len(), Duration::ZERO);
+        let (restarted, delay) = (tasks.len(), Duration::ZERO);
+        self.begin_recovery(now, left, cause.clone(), missing, restarted, delay);
+        self.note(
+            now,
+            Note::RecoveryBegun {
+                cause,
+                restarted,
+                delay,
+            },
+        );
     }
 }

@@ -1,0 +1,566 @@
+//! The small world: one leader, TaskManagers by name, a registry and a store. Messages arrive at once and in order;
+//! time jumps from one deadline to the next. After each step it is checked what must always hold.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::time::Duration;
+use tidemill_core::Time;
+use tidemill_core::checkpoint;
+use tidemill_core::job::{self, Job, Phase};
+use tidemill_core::leader::{Action, Event, Leader, LeaderConfig, LoadedJob, Note};
+use tidemill_core::membership::{ConnectionId, HowLost};
+use tidemill_protocol::control::{Command, FromLeader, ToLeader};
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
+use tidemill_protocol::record::{CheckpointPointers, JobRecord, JobState};
+use tidemill_protocol::{
+    AttemptId, CheckpointId, Epoch, ExecutionGraph, JobId, TaskId, TaskManagerId,
+};
+
+use crate::task_manager::{Behaviour, TaskManager};
+
+/// How a reply of the registry gets lost, or a write fails.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum Publishing {
+    #[default]
+    Works,
+    /// The write lands and its reply does not arrive.
+    ReplyLost,
+    /// Neither the write nor the reply arrives.
+    WriteLost,
+    /// Nothing is answered for now: the writes wait in [`Cluster::publications`].
+    Hangs,
+}
+
+pub(crate) struct Cluster {
+    pub(crate) leader: Leader,
+    pub(crate) now: Time,
+    pub(crate) task_managers: BTreeMap<String, TaskManager>,
+    pub(crate) behaviour: Behaviour,
+    pub(crate) publishing: Publishing,
+    pub(crate) records_fail: bool,
+    pub(crate) metadata_fails: bool,
+    /// Metadata objects that are damaged.
+    pub(crate) metadata_damaged: BTreeSet<CheckpointId>,
+    pub(crate) records: BTreeMap<JobId, JobRecord>,
+    pub(crate) graphs: BTreeMap<JobId, ExecutionGraph>,
+    pub(crate) pointers: BTreeMap<JobId, CheckpointPointers>,
+    pub(crate) publications: Vec<(JobId, CheckpointId, CheckpointPointers)>,
+    pub(crate) stored: BTreeSet<JobId>,
+    pub(crate) rejected: BTreeSet<JobId>,
+    pub(crate) cleaned: BTreeSet<JobId>,
+    pub(crate) refused: Vec<String>,
+    pub(crate) notes: Vec<String>,
+    /// Checkpoints that were damaged: only then an older one is gone back to.
+    pub(crate) fallbacks: u32,
+    metadata: BTreeMap<(JobId, CheckpointId), CheckpointMetadata>,
+    epoch: u64,
+    connections: u64,
+    to_leader: VecDeque<(ConnectionId, ToLeader)>,
+    results: VecDeque<(JobId, job::Event)>,
+    deployed: BTreeMap<(JobId, TaskId), AttemptId>,
+    published: BTreeMap<JobId, CheckpointId>,
+}
+
+fn config(epoch: u64) -> LeaderConfig {
+    LeaderConfig {
+        epoch: Epoch(epoch),
+        cluster_config_hash: 7,
+        adoption_timeout: Duration::from_secs(3),
+        suspicion_timeout: Duration::from_secs(2),
+        ended_jobs_max: 10,
+    }
+}
+
+impl Cluster {
+    /// A leader and TaskManagers of two slots each.
+    pub(crate) fn new(names: &[&str]) -> Self {
+        let mut cluster = Self {
+            leader: Leader::new(Time::ZERO, config(1), vec![]),
+            now: Time::ZERO,
+            task_managers: BTreeMap::new(),
+            behaviour: Behaviour::default(),
+            publishing: Publishing::Works,
+            records_fail: false,
+            metadata_fails: false,
+            metadata_damaged: BTreeSet::new(),
+            records: BTreeMap::new(),
+            graphs: BTreeMap::new(),
+            pointers: BTreeMap::new(),
+            publications: vec![],
+            stored: BTreeSet::new(),
+            rejected: BTreeSet::new(),
+            cleaned: BTreeSet::new(),
+            refused: vec![],
+            notes: vec![],
+            fallbacks: 0,
+            metadata: BTreeMap::new(),
+            epoch: 1,
+            connections: 0,
+            to_leader: VecDeque::new(),
+            results: VecDeque::new(),
+            deployed: BTreeMap::new(),
+            published: BTreeMap::new(),
+        };
+        for name in names {
+            cluster.join(name, 2);
+        }
+        cluster
+    }
+
+    pub(crate) fn join(&mut self, name: &str, slots: u32) {
+        let incarnation = self.connections + 1;
+        self.task_managers
+            .insert(name.to_owned(), TaskManager::new(name, incarnation, slots));
+        self.connect(name);
+    }
+
+    /// A living TaskManager opens a connection and registers.
+    pub(crate) fn connect(&mut self, name: &str) {
+        self.connections += 1;
+        let connection = ConnectionId(self.connections);
+        let task_manager = self.task_managers.get_mut(name).expect("it lives");
+        task_manager.connection = Some(connection);
+        let registration = task_manager.registration();
+        self.tell(Event::Registering {
+            connection,
+            registration,
+        });
+    }
+
+    /// `kill -9`: the kernel closes its liveness connection.
+    pub(crate) fn kill(&mut self, name: &str) {
+        let task_manager = self.task_managers.remove(name).expect("it lives");
+        self.lose(task_manager.connection, HowLost::ProcessEnded);
+    }
+
+    /// Its control stream breaks; the process lives.
+    pub(crate) fn break_stream(&mut self, name: &str) {
+        let connection = self
+            .task_managers
+            .get_mut(name)
+            .expect("it lives")
+            .connection
+            .take();
+        self.lose(connection, HowLost::StreamBroken);
+    }
+
+    fn lose(&mut self, connection: Option<ConnectionId>, how: HowLost) {
+        if let Some(connection) = connection {
+            self.to_leader.retain(|(from, _)| *from != connection);
+            self.tell(Event::ConnectionLost {
+                connection,
+                how,
+                reason: "end of file".to_owned(),
+            });
+        }
+    }
+
+    pub(crate) fn submit(&mut self, record: JobRecord, graph: ExecutionGraph) {
+        self.graphs.insert(record.id, graph.clone());
+        self.tell(Event::JobSubmitted { record, graph });
+    }
+
+    pub(crate) fn cancel(&mut self, job: JobId) {
+        self.tell(Event::CancelRequested { job });
+    }
+
+    /// The JobManager dies and is started again; TaskManagers have not met it yet.
+    pub(crate) fn restart_jobmanager(&mut self) {
+        self.epoch += 1;
+        self.to_leader.clear();
+        self.results.clear();
+        self.publications.clear();
+        for task_manager in self.task_managers.values_mut() {
+            task_manager.connection = None;
+        }
+        let loaded = self.records.values().map(|record| LoadedJob {
+            record: record.clone(),
+            graph: Ok(self.graphs[&record.id].clone()),
+            pointers: self.pointers.get(&record.id).cloned().unwrap_or_default(),
+        });
+        self.leader = Leader::new(self.now, config(self.epoch), loaded.collect());
+        self.run();
+    }
+
+    /// Every living TaskManager meets the new leader.
+    pub(crate) fn connect_all(&mut self) {
+        let names: Vec<String> = self.task_managers.keys().cloned().collect();
+        for name in names {
+            self.connect(&name);
+        }
+    }
+
+    /// Every task of the job that some TaskManager runs does something.
+    pub(crate) fn all_tasks(
+        &mut self,
+        job: JobId,
+        act: impl Fn(&mut TaskManager, JobId, TaskId) -> Option<ToLeader>,
+    ) {
+        for task_manager in self.task_managers.values_mut() {
+            let tasks: Vec<TaskId> = task_manager
+                .tasks
+                .keys()
+                .filter(|(of, _)| *of == job)
+                .map(|key| key.1)
+                .collect();
+            for task in tasks {
+                let message = act(task_manager, job, task);
+                let said = task_manager.connection.zip(message);
+                self.to_leader.extend(said);
+            }
+        }
+        self.run();
+    }
+
+    /// One task of the job does something, wherever it runs.
+    pub(crate) fn one_task(
+        &mut self,
+        job: JobId,
+        task: TaskId,
+        act: impl Fn(&mut TaskManager, JobId, TaskId) -> Option<ToLeader>,
+    ) {
+        self.all_tasks(job, |task_manager, job, other| {
+            if other == task {
+                act(task_manager, job, task)
+            } else {
+                None
+            }
+        });
+    }
+
+    pub(crate) fn say(&mut self, name: &str, message: ToLeader) {
+        let connection = self.task_managers[name]
+            .connection
+            .expect("it is connected");
+        self.to_leader.push_back((connection, message));
+        self.run();
+    }
+
+    pub(crate) fn tell(&mut self, event: Event) {
+        self.leader.handle(self.now, event);
+        self.run();
+    }
+
+    /// Lets time pass, stopping at every deadline on the way.
+    pub(crate) fn advance(&mut self, time: Duration) {
+        let until = self.now + time;
+        let mut steps = 0;
+        while let Some(due) = self.leader.poll_timeout().filter(|due| *due <= until) {
+            self.now = self.now.max(due);
+            self.leader.handle_timeout(self.now);
+            self.run();
+            steps += 1;
+            assert!(steps < 10_000, "the leader's timers never come to rest");
+        }
+        self.now = until;
+    }
+
+    pub(crate) fn seconds(&mut self, seconds: u64) {
+        self.advance(Duration::from_secs(seconds));
+    }
+
+    /// Carries everything out until nothing is left to do at this time.
+    pub(crate) fn run(&mut self) {
+        let mut steps = 0;
+        loop {
+            if let Some(action) = self.leader.poll_action() {
+                self.perform(action);
+            } else if let Some((connection, message)) = self.to_leader.pop_front() {
+                self.leader.handle(
+                    self.now,
+                    Event::Message {
+                        connection,
+                        message,
+                    },
+                );
+            } else if let Some((job, result)) = self.results.pop_front() {
+                self.leader
+                    .handle(self.now, Event::Performed { job, result });
+            } else {
+                break;
+            }
+            steps += 1;
+            assert!(steps < 100_000, "the cluster never comes to rest");
+        }
+        self.check();
+    }
+
+    fn answer(&mut self, job: JobId, result: job::Event) {
+        self.results.push_back((job, result));
+    }
+
+    fn answer_checkpoint(&mut self, job: JobId, event: checkpoint::Event) {
+        self.answer(job, job::Event::Checkpoint(event));
+    }
+
+    fn perform(&mut self, action: Action) {
+        match action {
+            Action::AcceptTaskManager { .. } | Action::CloseTaskManager { .. } => {}
+            Action::RefuseTaskManager { reason, .. } => self.refused.push(reason),
+            Action::Send {
+                connection,
+                message,
+            } => self.deliver(connection, message),
+            Action::StoreJobRecord(record) => self.store_record(record),
+            Action::SubmissionStored { job } => {
+                assert!(
+                    self.records.contains_key(&job),
+                    "stored before it is acknowledged"
+                );
+                self.stored.insert(job);
+            }
+            Action::SubmissionRejected { job, .. } => {
+                self.rejected.insert(job);
+            }
+            Action::CancelStored { job } => {
+                assert_ne!(self.records[&job].state, JobState::Active);
+            }
+            Action::WriteMetadata(metadata) => self.write_metadata(metadata),
+            Action::PublishPointers {
+                job,
+                checkpoint,
+                pointers,
+            } => {
+                self.publish(job, checkpoint, pointers);
+            }
+            Action::ReadPointers { job, checkpoint } => {
+                let pointers = self.pointers.get(&job).cloned().unwrap_or_default();
+                let event = checkpoint::Event::PointersRead {
+                    checkpoint,
+                    pointers,
+                };
+                self.answer_checkpoint(job, event);
+            }
+            Action::LoadMetadata { job, pointer } => {
+                let checkpoint = pointer.checkpoint;
+                let result = if self.metadata_damaged.contains(&checkpoint) {
+                    self.fallbacks += 1;
+                    let reason = "checksum".to_owned();
+                    job::Event::MetadataDamaged { checkpoint, reason }
+                } else {
+                    job::Event::MetadataLoaded(self.metadata[&(job, checkpoint)].clone())
+                };
+                self.answer(job, result);
+            }
+            Action::DeleteCheckpoints {
+                job,
+                obsolete,
+                retained,
+            } => {
+                let named = &self.pointers[&job].completed;
+                assert!(obsolete.iter().all(|pointer| !named.contains(pointer)));
+                assert!(named.iter().all(|pointer| retained.contains(pointer)));
+            }
+            Action::DeleteJobObjects { job } => {
+                assert!(
+                    self.records[&job].state.is_terminal(),
+                    "stored before clean-up"
+                );
+                self.pointers.remove(&job);
+                self.cleaned.insert(job);
+            }
+            Action::ForgetJob { job } => {
+                self.records.remove(&job);
+            }
+            Action::Note(note) => {
+                if let Note::Job {
+                    note: job::Note::CheckpointDamaged { .. },
+                    ..
+                } = &note
+                {
+                    self.fallbacks += 1;
+                }
+                self.notes.push(note.to_string());
+            }
+        }
+    }
+
+    fn store_record(&mut self, record: JobRecord) {
+        let job = record.id;
+        if self.records_fail {
+            let reason = "the disk is full".to_owned();
+            return self.answer(job, job::Event::RecordFailed { reason });
+        }
+        if let Some(old) = self.records.insert(job, record) {
+            assert!(!old.state.is_terminal(), "an ended job never changes");
+        }
+        self.answer(job, job::Event::RecordStored);
+    }
+
+    fn write_metadata(&mut self, metadata: CheckpointMetadata) {
+        let (job, checkpoint) = (metadata.job, metadata.checkpoint);
+        if self.metadata_fails {
+            let reason = "the disk is full".to_owned();
+            let event = checkpoint::Event::MetadataFailed { checkpoint, reason };
+            return self.answer_checkpoint(job, event);
+        }
+        self.metadata.insert((job, checkpoint), metadata);
+        let object = ObjectRef {
+            key: format!("{job}/{checkpoint}"),
+            len: 1,
+            hash: [0; 32],
+        };
+        self.answer_checkpoint(
+            job,
+            checkpoint::Event::MetadataWritten { checkpoint, object },
+        );
+    }
+
+    fn publish(&mut self, job: JobId, checkpoint: CheckpointId, pointers: CheckpointPointers) {
+        let ids: Vec<_> = pointers
+            .completed
+            .iter()
+            .map(|pointer| pointer.checkpoint)
+            .collect();
+        assert!(
+            ids.windows(2).all(|pair| pair[0] < pair[1]),
+            "pointers are in order"
+        );
+        assert_eq!(ids.last(), Some(&checkpoint));
+        assert!(ids.len() <= 2, "no more than are retained");
+        match self.publishing {
+            Publishing::Works => {
+                self.land(job, checkpoint, pointers);
+                self.answer_checkpoint(job, checkpoint::Event::Published { checkpoint });
+            }
+            Publishing::ReplyLost => {
+                self.land(job, checkpoint, pointers);
+                self.answer_checkpoint(job, checkpoint::Event::PublishUnknown { checkpoint });
+                self.publishing = Publishing::Works;
+            }
+            Publishing::WriteLost => {
+                self.answer_checkpoint(job, checkpoint::Event::PublishUnknown { checkpoint });
+                self.publishing = Publishing::Works;
+            }
+            Publishing::Hangs => self.publications.push((job, checkpoint, pointers)),
+        }
+    }
+
+    fn land(&mut self, job: JobId, checkpoint: CheckpointId, pointers: CheckpointPointers) {
+        self.pointers.insert(job, pointers);
+        let before = self.published.insert(job, checkpoint);
+        assert!(
+            before.is_none_or(|before| before <= checkpoint),
+            "published ids never go back"
+        );
+    }
+
+    /// The writes that hung land, and are answered.
+    pub(crate) fn publications_land(&mut self) {
+        self.publishing = Publishing::Works;
+        for (job, checkpoint, pointers) in std::mem::take(&mut self.publications) {
+            self.publish(job, checkpoint, pointers);
+        }
+        self.run();
+    }
+
+    fn deliver(&mut self, connection: ConnectionId, message: FromLeader) {
+        let connected =
+            |task_manager: &&mut TaskManager| task_manager.connection == Some(connection);
+        let Some(task_manager) = self.task_managers.values_mut().find(connected) else {
+            return;
+        };
+        match &message.command {
+            Command::Deploy(deployment) => {
+                let last = self.published.get(&deployment.job).copied();
+                let last = last.filter(|_| self.pointers.contains_key(&deployment.job));
+                if self.fallbacks == 0 {
+                    assert_eq!(
+                        deployment.restore, last,
+                        "back to the last published checkpoint"
+                    );
+                }
+                for task in &deployment.tasks {
+                    let key = (deployment.job, task.task);
+                    let before = self.deployed.insert(key, deployment.attempt);
+                    assert!(before.is_none_or(|before| before < deployment.attempt));
+                }
+            }
+            Command::CompleteCheckpoint {
+                job, checkpoint, ..
+            } => {
+                let published = self.pointers.get(job).map(|pointers| &pointers.completed);
+                let named = |pointers: &Vec<_>| {
+                    pointers
+                        .iter()
+                        .any(|pointer: &tidemill_protocol::record::CheckpointPointer| {
+                            pointer.checkpoint == *checkpoint
+                        })
+                };
+                assert!(
+                    published.is_some_and(named),
+                    "only the published is complete"
+                );
+            }
+            _ => {}
+        }
+        let answers = task_manager.hear(message, &self.behaviour);
+        self.to_leader
+            .extend(answers.into_iter().map(|answer| (connection, answer)));
+    }
+
+    /// What must hold whenever nothing is on its way.
+    fn check(&self) {
+        let mut live: BTreeMap<(JobId, TaskId), (AttemptId, &TaskManagerId)> = BTreeMap::new();
+        for task_manager in self.task_managers.values() {
+            let met = task_manager.connection.and_then(|connection| {
+                self.leader
+                    .membership()
+                    .at(connection)
+                    .filter(|member| member.is_usable())
+            });
+            if met.is_none() {
+                continue;
+            }
+            for (key, execution) in &task_manager.tasks {
+                let (attempt, id) = (execution.attempt, &task_manager.id);
+                if let Some(other) = live.insert(*key, (attempt, id)) {
+                    panic!("{key:?} runs twice: {attempt} on {id}, and {other:?}");
+                }
+            }
+        }
+        for (key, (attempt, id)) in live {
+            let job = self.leader.job(key.0);
+            let adopting = job.is_some_and(|job| job.phase() == Phase::Adopting);
+            let current = job.and_then(|job| job.attempt(key.1));
+            assert!(
+                adopting || current == Some(attempt),
+                "{key:?} runs as {attempt} on {id}, and the leader means {current:?}"
+            );
+        }
+        for (member, used) in self.leader.slots() {
+            assert!(
+                used <= member.registration.slots,
+                "{} is overfull",
+                member.registration.id
+            );
+        }
+    }
+
+    pub(crate) fn job(&self, job: JobId) -> &Job {
+        self.leader.job(job).expect("the leader knows it")
+    }
+
+    pub(crate) fn phase(&self, job: JobId) -> Phase {
+        self.job(job).phase()
+    }
+
+    pub(crate) fn completed(&self, job: JobId) -> u64 {
+        self.job(job).checkpoints().history().completed()
+    }
+
+    /// The attempts that run, wherever they do.
+    pub(crate) fn attempts(&self, job: JobId) -> BTreeSet<AttemptId> {
+        let tasks = self
+            .task_managers
+            .values()
+            .flat_map(|task_manager| &task_manager.tasks);
+        tasks
+            .filter(|((of, _), _)| *of == job)
+            .map(|(_, execution)| execution.attempt)
+            .collect()
+    }
+
+    pub(crate) fn noted(&self, part: &str) -> bool {
+        self.notes.iter().any(|note| note.contains(part))
+    }
+}

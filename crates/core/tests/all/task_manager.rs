@@ -1,0 +1,234 @@
+//! A TaskManager without threads: it obeys the real worker and does at once what tasks would do in time.
+
+use std::collections::{BTreeMap, BTreeSet};
+use tidemill_core::membership::ConnectionId;
+use tidemill_core::worker::{CheckpointWord, Worker, WorkerAction};
+use tidemill_protocol::control::{
+    Blame, CaptureStats, CheckpointAcknowledgement, DeployTimings, Deployment, FromLeader,
+    Registration, TaskFailure, TaskState, ToLeader,
+};
+use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::{AttemptId, CheckpointId, Incarnation, JobId, TaskId, TaskManagerId};
+
+/// What every TaskManager of the world does.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Behaviour {
+    /// Deployments never get to run.
+    pub(crate) deployments_stall: bool,
+    /// Checkpoints are not acknowledged.
+    pub(crate) captures_stall: bool,
+    /// Commits are not confirmed.
+    pub(crate) commits_stall: bool,
+    /// Images that are damaged, by the checkpoint that they belong to.
+    pub(crate) damaged: BTreeSet<CheckpointId>,
+}
+
+/// One attempt of one task.
+#[derive(Clone, Debug)]
+pub(crate) struct Execution {
+    pub(crate) attempt: AttemptId,
+    pub(crate) finished: bool,
+    pub(crate) restored: Option<CheckpointId>,
+}
+
+#[derive(Debug)]
+pub(crate) struct TaskManager {
+    pub(crate) id: TaskManagerId,
+    pub(crate) incarnation: u64,
+    pub(crate) slots: u32,
+    /// Its connection to the leader, while there is one.
+    pub(crate) connection: Option<ConnectionId>,
+    pub(crate) tasks: BTreeMap<(JobId, TaskId), Execution>,
+    /// The checkpoint and the finished tasks that each completed word was about, for the checks.
+    pub(crate) completed: Vec<(JobId, CheckpointId)>,
+    worker: Worker,
+}
+
+pub(crate) fn image(job: JobId, task: TaskId, checkpoint: CheckpointId) -> ObjectRef {
+    ObjectRef {
+        key: format!("{job}/{checkpoint}/{task}"),
+        len: 1,
+        hash: [0; 32],
+    }
+}
+
+impl TaskManager {
+    pub(crate) fn new(name: &str, incarnation: u64, slots: u32) -> Self {
+        Self {
+            id: TaskManagerId(name.to_owned()),
+            incarnation,
+            slots,
+            connection: None,
+            tasks: BTreeMap::new(),
+            completed: Vec::new(),
+            worker: Worker::default(),
+        }
+    }
+
+    pub(crate) fn registration(&self) -> Registration {
+        Registration {
+            id: self.id.clone(),
+            incarnation: Incarnation(self.incarnation),
+            data_address: format!("{}:1", self.id),
+            slots: self.slots,
+            cluster_config_hash: 7,
+            version: String::new(),
+            running: self.worker.running(),
+        }
+    }
+
+    /// Obeys, and answers.
+    pub(crate) fn hear(&mut self, message: FromLeader, behaviour: &Behaviour) -> Vec<ToLeader> {
+        let mut answers = Vec::new();
+        let actions = self
+            .worker
+            .handle(message)
+            .expect("the leader never says what is refused");
+        for action in actions {
+            match action {
+                WorkerAction::Stop { job, task, .. } => {
+                    self.tasks.remove(&(job, task));
+                }
+                WorkerAction::Start(deployment) => {
+                    answers.extend(self.start(&deployment, behaviour));
+                }
+                WorkerAction::Checkpoint {
+                    job,
+                    task,
+                    attempt,
+                    checkpoint,
+                    word,
+                } => {
+                    let answer = self.word(job, task, attempt, checkpoint, word, behaviour);
+                    answers.extend(answer);
+                }
+                WorkerAction::FetchLogs { .. } => {}
+            }
+        }
+        answers
+    }
+
+    fn start(&mut self, deployment: &Deployment, behaviour: &Behaviour) -> Vec<ToLeader> {
+        let (job, attempt) = (deployment.job, deployment.attempt);
+        let mut answers = Vec::new();
+        for task in &deployment.tasks {
+            let expected = deployment
+                .restore
+                .map(|restore| image(job, task.task, restore));
+            assert_eq!(
+                task.image, expected,
+                "the image is the task's in the restored checkpoint"
+            );
+            let id = task.task;
+            let finished = false;
+            let execution = Execution {
+                attempt,
+                finished,
+                restored: deployment.restore,
+            };
+            self.tasks.insert((job, id), execution);
+            let damaged = deployment
+                .restore
+                .is_some_and(|id| behaviour.damaged.contains(&id));
+            if damaged {
+                self.tasks.remove(&(job, id));
+                let state = TaskState::Unrestorable {
+                    reason: "checksum".to_owned(),
+                };
+                answers.extend(self.changed(job, id, attempt, state));
+            } else if !behaviour.deployments_stall {
+                answers.extend(self.run(job, id));
+            }
+        }
+        answers
+    }
+
+    /// A deployed task gets to run.
+    pub(crate) fn run(&mut self, job: JobId, task: TaskId) -> Option<ToLeader> {
+        let attempt = self.tasks.get(&(job, task))?.attempt;
+        let timings = DeployTimings {
+            module_us: 3,
+            fetch_us: 2,
+            restore_us: 1,
+        };
+        self.changed(job, task, attempt, TaskState::Running { timings })
+    }
+
+    pub(crate) fn finish(&mut self, job: JobId, task: TaskId) -> Option<ToLeader> {
+        let execution = self.tasks.get_mut(&(job, task))?;
+        execution.finished = true;
+        let attempt = execution.attempt;
+        self.changed(job, task, attempt, TaskState::Finished)
+    }
+
+    pub(crate) fn fail(&mut self, job: JobId, task: TaskId) -> Option<ToLeader> {
+        let attempt = self.tasks.remove(&(job, task))?.attempt;
+        let failure = TaskFailure {
+            blame: Blame::Job,
+            message: "it panicked at record 1000".to_owned(),
+            backtrace: vec![],
+            last_log_lines: vec![],
+            batch_preview: String::new(),
+        };
+        self.changed(job, task, attempt, TaskState::Failed(failure))
+    }
+
+    fn changed(
+        &mut self,
+        job: JobId,
+        task: TaskId,
+        attempt: AttemptId,
+        state: TaskState,
+    ) -> Option<ToLeader> {
+        self.worker
+            .changed(job, task, attempt, state.clone())
+            .then_some(ToLeader::TaskState {
+                job,
+                attempt,
+                task,
+                state,
+            })
+    }
+
+    fn word(
+        &mut self,
+        job: JobId,
+        task: TaskId,
+        attempt: AttemptId,
+        checkpoint: CheckpointId,
+        word: CheckpointWord,
+        behaviour: &Behaviour,
+    ) -> Option<ToLeader> {
+        let execution = self.tasks.get(&(job, task))?;
+        assert_eq!(execution.attempt, attempt);
+        match word {
+            CheckpointWord::Announce if !behaviour.captures_stall => Some(
+                ToLeader::CheckpointAcknowledged(CheckpointAcknowledgement {
+                    job,
+                    attempt,
+                    task,
+                    checkpoint,
+                    manifest: image(job, task, checkpoint),
+                    finished: execution.finished,
+                    stats: CaptureStats::default(),
+                }),
+            ),
+            CheckpointWord::Complete => {
+                let restored = execution.restored;
+                assert!(
+                    restored.is_none_or(|restored| restored <= checkpoint),
+                    "a task never commits a checkpoint older than the one it went back to"
+                );
+                self.completed.push((job, checkpoint));
+                let committed = ToLeader::Committed {
+                    job,
+                    attempt,
+                    task,
+                    checkpoint,
+                };
+                (!behaviour.commits_stall).then_some(committed)
+            }
+            CheckpointWord::Announce | CheckpointWord::Abort => None,
+        }
+    }
+}
