@@ -33,6 +33,8 @@ enum Role {
     Example,
     /// End-to-end tests.
     Harness,
+    /// Micro-benchmarks.
+    Bench,
     /// This program.
     Tool,
 }
@@ -55,6 +57,7 @@ const ROLES: &[(&str, Role)] = &[
     ("tidemill-macros", Role::Macros),
     ("tidemill", Role::Guest),
     ("tidemill-tests", Role::Harness),
+    ("tidemill-benches", Role::Bench),
     ("xtask", Role::Tool),
 ];
 
@@ -112,6 +115,10 @@ impl Role {
             Self::Harness => (
                 &[Self::Words, Self::Hands, Self::Guest],
                 "end-to-end tests see processes, not their insides",
+            ),
+            Self::Bench => (
+                &[Self::Words, Self::Hands, Self::Guest, Self::Example],
+                "a micro-benchmark runs one hand or one job, never a cluster",
             ),
             Self::Tool => (&[Self::Hands], "xtask knows only the toolchain"),
         }
