@@ -1,0 +1,183 @@
+//! One process of a cluster: started with its output in a file, ended or stopped by its own id.
+//!
+//! None outlives the test: each is killed when its owner is dropped, and by the kernel should the test itself be killed.
+
+use std::fs::{self, OpenOptions};
+use std::os::unix::process::CommandExt as _;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+
+use crate::log::tail;
+use crate::wait_for;
+
+/// A process that was started, and may have been killed since.
+#[derive(Debug)]
+pub struct Process {
+    name: String,
+    child: Child,
+    log: PathBuf,
+    /// Killed by the test: that it is gone is no surprise.
+    is_killed: bool,
+}
+
+impl Process {
+    /// Starts `command`; everything it prints is added to `directory/name.log`.
+    pub(crate) fn start(
+        name: &str,
+        command: &mut Command,
+        directory: &Path,
+    ) -> anyhow::Result<Self> {
+        let log = directory.join(format!("{name}.log"));
+        let file = OpenOptions::new()
+            .create(true)
+            .append(true)
+            .open(&log)
+            .with_context(|| format!("cannot open {}", log.display()))?;
+        command
+            .stdin(Stdio::null())
+            .stdout(file.try_clone()?)
+            .stderr(file)
+            .process_group(0);
+        // SAFETY: between fork and exec only one system call is made, and no memory is allocated.
+        unsafe {
+            command.pre_exec(|| {
+                match libc::prctl(libc::PR_SET_PDEATHSIG, libc::SIGKILL as libc::c_ulong) {
+                    0 => Ok(()),
+                    _ => Err(std::io::Error::last_os_error()),
+                }
+            });
+        }
+        let child = command
+            .spawn()
+            .with_context(|| format!("cannot start {}", command.get_program().display()))?;
+        Ok(Self {
+            name: name.to_owned(),
+            child,
+            log,
+            is_killed: false,
+        })
+    }
+
+    /// The name under which it was started.
+    #[must_use]
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// The process id.
+    #[must_use]
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+
+    /// Everything that processes of this name have printed so far.
+    #[must_use]
+    pub fn log(&self) -> String {
+        let bytes = fs::read(&self.log).unwrap_or_default();
+        String::from_utf8_lossy(&bytes).into_owned()
+    }
+
+    /// Whether the test has ended it.
+    #[must_use]
+    pub fn is_killed(&self) -> bool {
+        self.is_killed
+    }
+
+    /// Ends it with SIGKILL. Does not wait: the kernel takes its time to free the memory, and that is part of what is
+    /// measured.
+    ///
+    /// # Errors
+    /// When it has ended by itself before.
+    pub fn kill(&mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.is_killed = true;
+        self.signal(libc::SIGKILL)
+    }
+
+    /// Stops it with SIGSTOP: it keeps its connections and says nothing.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn freeze(&mut self) -> anyhow::Result<()> {
+        self.check()?;
+        self.signal(libc::SIGSTOP)
+    }
+
+    /// Lets it go on with SIGCONT.
+    ///
+    /// # Errors
+    /// When the signal cannot be sent.
+    pub fn thaw(&mut self) -> anyhow::Result<()> {
+        self.signal(libc::SIGCONT)
+    }
+
+    /// Asks it with SIGTERM to end, and waits until it has.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        self.check()?;
+        self.is_killed = true;
+        self.signal(libc::SIGTERM)?;
+        self.wait(limit)
+    }
+
+    /// Waits until it has ended.
+    ///
+    /// # Errors
+    /// When it does not end in time.
+    pub fn wait(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        let what = format!("the end of {}", self.name);
+        wait_for(&what, limit, || Ok(self.child.try_wait()?))
+    }
+
+    /// Fails, with the end of its log, if it has ended and the test did not end it.
+    ///
+    /// # Errors
+    /// See above.
+    pub fn check(&mut self) -> anyhow::Result<()> {
+        match self.child.try_wait()? {
+            Some(status) if !self.is_killed => {
+                bail!(
+                    "{} ended by itself ({status}):\n{}",
+                    self.name,
+                    tail(&self.log(), 20)
+                )
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// What it has in memory now, in bytes.
+    ///
+    /// # Errors
+    /// When it has ended.
+    pub fn resident_bytes(&self) -> anyhow::Result<u64> {
+        let path = format!("/proc/{}/status", self.id());
+        let status = fs::read_to_string(&path).with_context(|| format!("cannot read {path}"))?;
+        let field = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = field.and_then(|rest| rest.trim().strip_suffix(" kB")?.parse::<u64>().ok());
+        Ok(kib.with_context(|| format!("{path} has no VmRSS"))? << 10)
+    }
+
+    fn signal(&self, signal: libc::c_int) -> anyhow::Result<()> {
+        let id = libc::pid_t::try_from(self.id())?;
+        // SAFETY: the call touches no memory, and the id is that of a child that has not been waited for.
+        match unsafe { libc::kill(id, signal) } {
+            0 => Ok(()),
+            _ => Err(std::io::Error::last_os_error())
+                .with_context(|| format!("cannot send signal {signal} to {}", self.name)),
+        }
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        // Fails only for a process that has ended already.
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
