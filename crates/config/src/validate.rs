@@ -22,6 +22,7 @@ impl Config {
         self.cluster_problem()
             .or_else(|| self.jobmanager_problem())
             .or_else(|| self.taskmanager_problem())
+            .or_else(|| self.limits_problem())
             .or_else(|| self.job_problem())
             .or_else(|| self.log_problem())
     }
@@ -148,6 +149,12 @@ impl Config {
                 taskmanager.reconnect_max_ms >= 1,
                 "it must be at least 1",
             ),
+        ])
+    }
+
+    fn limits_problem(&self) -> Option<Problem> {
+        let taskmanager = &self.taskmanager;
+        first(&[
             (
                 "taskmanager.channel_queue_max_bytes",
                 taskmanager.channel_queue_max_bytes >= 4096,

@@ -30,6 +30,7 @@ pub(super) fn exposition(view: &MetricsView) -> String {
     let mut text = Exposition::default();
     cluster(&mut text, view);
     jobs(&mut text, &view.jobs);
+    checkpoints(&mut text, &view.jobs);
     recoveries(&mut text, &view.jobs);
     tasks(&mut text, &view.jobs);
     text.text
@@ -138,6 +139,17 @@ fn jobs(text: &mut Exposition, jobs: &[JobMetricsView]) {
         "Tasks of the job that process records.",
         |job| Some(f64::from(job.summary.tasks_running)),
     );
+}
+
+fn checkpoints(text: &mut Exposition, jobs: &[JobMetricsView]) {
+    let mut family = |name, kind, help, value: fn(&JobMetricsView) -> Option<f64>| {
+        text.family(name, kind, help);
+        for job in jobs {
+            if let Some(value) = value(job) {
+                text.sample(&job_labels(job), value);
+            }
+        }
+    };
     family(
         "tidemill_job_checkpoints_completed_total",
         Kind::Counter,

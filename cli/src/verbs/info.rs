@@ -1,0 +1,157 @@
+//! `tidemill info`: everything about one job.
+
+use tidemill_jobmanager::views::{JobDetail, StageView};
+
+use super::Session;
+use super::describe;
+use crate::arguments::Job;
+use crate::failure::Failure;
+use crate::print::{self, Table};
+use crate::units;
+
+/// The last events and recoveries that are shown; JSON has them all.
+const EVENTS_SHOWN: usize = 20;
+
+pub(crate) fn info(session: &Session, options: &Job) -> Result<(), Failure> {
+    let client = session.client()?;
+    let id = client.resolve(&options.job)?.id;
+    let job = client.job(&id)?;
+    if session.is_json() {
+        return print::json(&job);
+    }
+    let mut sections = vec![summary(&job), stages(&job), tasks(&job)];
+    if let Some(failure) = &job.last_failure {
+        let heading = format!("Last failure, {} ago:", units::ago(failure.at_ms));
+        sections.push(format!("{heading}\n  {}", describe::failure(failure)));
+    }
+    if !job.recoveries.is_empty() {
+        let last = job.recoveries.iter().rev().take(EVENTS_SHOWN).rev();
+        let lines = last.map(|recovery| {
+            format!(
+                "  {}  {}",
+                units::time(recovery.detected_at_ms),
+                describe::recovery(recovery)
+            )
+        });
+        sections.push(format!(
+            "Recoveries:\n{}",
+            lines.collect::<Vec<_>>().join("\n")
+        ));
+    }
+    if !job.events.is_empty() {
+        let last = job.events.iter().rev().take(EVENTS_SHOWN).rev();
+        let lines = last.map(|event| format!("  {}  {}", units::time(event.at_ms), event.text));
+        sections.push(format!("Events:\n{}", lines.collect::<Vec<_>>().join("\n")));
+    }
+    print::text(&sections.join("\n\n"))
+}
+
+fn summary(job: &JobDetail) -> String {
+    let summary = &job.summary;
+    let status = match &summary.message {
+        None => describe::status(summary.status).to_owned(),
+        Some(message) => format!("{} ({message})", describe::status(summary.status)),
+    };
+    let (submitted, ago) = (
+        units::time(summary.submitted_at_ms),
+        units::ago(summary.submitted_at_ms),
+    );
+    let ended = summary
+        .ended_at_ms
+        .map(|ended| ("Ended:", units::time(ended)));
+    let (records_in, records_out) = (
+        units::count(summary.records_in),
+        units::count(summary.records_out),
+    );
+    let mut lines = vec![
+        ("Job:", format!("{} ({})", summary.name, summary.id)),
+        ("Status:", status),
+        ("Submitted:", format!("{submitted} ({ago} ago)")),
+    ];
+    lines.extend(ended);
+    lines.extend(options(job));
+    lines.extend([
+        ("Restarts:", summary.restarts.to_string()),
+        ("Records:", format!("{records_in} in, {records_out} out")),
+        ("Module:", job.module.clone()),
+    ]);
+    let lines = lines
+        .iter()
+        .map(|(label, value)| format!("{label:<13}{value}").trim_end().to_owned());
+    lines.collect::<Vec<_>>().join("\n")
+}
+
+fn options(job: &JobDetail) -> [(&'static str, String); 5] {
+    let (summary, options) = (&job.summary, &job.options);
+    let parameters = job
+        .parameters
+        .iter()
+        .map(|(name, value)| format!("{name}={value}"));
+    let interval = match options.checkpoint_interval_ms {
+        0 => "none".to_owned(),
+        ms => format!("every {ms} ms, {} kept", options.retained_checkpoints),
+    };
+    let last = summary.last_checkpoint.as_deref().unwrap_or("none");
+    let completed = format!(
+        "{} completed, the last is {last}",
+        summary.checkpoints_completed
+    );
+    let (parallelism, at_most) = (summary.parallelism, options.max_parallelism);
+    [
+        ("Parameters:", parameters.collect::<Vec<_>>().join(", ")),
+        ("Parallelism:", format!("{parallelism} (at most {at_most})")),
+        ("Checkpoints:", interval),
+        ("", completed),
+        ("On failure:", options.restart.clone()),
+    ]
+}
+
+fn stages(job: &JobDetail) -> String {
+    let mut table = Table::new(&["STAGE", "NAME", "TASKS", "SENDS TO"]);
+    for stage in &job.stages {
+        table.row([
+            stage.index.to_string(),
+            stage.name.clone(),
+            stage.parallelism.to_string(),
+            receivers(job, stage),
+        ]);
+    }
+    table.rendered("no stages")
+}
+
+fn receivers(job: &JobDetail, stage: &StageView) -> String {
+    let edges = job.edges.iter().filter(|edge| edge.from == stage.index);
+    edges
+        .map(|edge| format!("{} ({})", edge.to, edge.routing))
+        .collect::<Vec<_>>()
+        .join(", ")
+}
+
+fn tasks(job: &JobDetail) -> String {
+    let mut table = Table::new(&[
+        "TASK",
+        "STATUS",
+        "TASKMANAGER",
+        "ATTEMPT",
+        "RECORDS IN",
+        "RECORDS OUT",
+        "MEMORY",
+        "BUSY",
+        "WAITED FOR ROOM",
+    ]);
+    for task in &job.tasks_detail {
+        let progress = &task.progress;
+        table.row([
+            task.id.clone(),
+            describe::task_status(task.status).to_owned(),
+            task.task_manager.clone().unwrap_or_else(|| "-".to_owned()),
+            task.attempt.clone().unwrap_or_else(|| "-".to_owned()),
+            units::count(progress.records_in),
+            units::count(progress.records_out),
+            units::bytes(progress.memory_bytes),
+            units::microseconds(progress.busy_us),
+            units::microseconds(progress.backpressured_us),
+        ]);
+    }
+    table.rendered("no tasks")
+}
