@@ -64,7 +64,10 @@ impl Driver {
                 self.performer.perform(action);
             }
             let leader_timeout = self.leader.poll_timeout().map(|at| self.clock.instant(at));
-            let timeout = [leader_timeout, self.log_requests.next_timeout()].into_iter().flatten().min();
+            let timeout = [leader_timeout, self.log_requests.next_timeout()]
+                .into_iter()
+                .flatten()
+                .min();
             tokio::select! {
                 Some(event) = self.sessions.recv() => self.on_session(event),
                 Some(event) = self.events.recv() => self.tell(event),
@@ -94,24 +97,53 @@ impl Driver {
 
     fn on_session(&mut self, event: SessionEvent) {
         match event {
-            SessionEvent::Registering { connection, registration, remote, answer } => {
+            SessionEvent::Registering {
+                connection,
+                registration,
+                remote,
+                answer,
+            } => {
                 tracing::debug!(task_manager = %registration.id, %remote, "a TaskManager registers");
                 self.performer.expect_answer(connection, answer);
-                self.tell(Event::Registering { connection, registration });
+                self.tell(Event::Registering {
+                    connection,
+                    registration,
+                });
             }
-            SessionEvent::Message { connection, message: ToLeader::Logs { request, lines } } => {
+            SessionEvent::Message {
+                connection,
+                message: ToLeader::Logs { request, lines },
+            } => {
                 self.log_requests.answered(request, connection, lines);
             }
-            SessionEvent::Message { connection, message } => self.tell(Event::Message { connection, message }),
+            SessionEvent::Message {
+                connection,
+                message,
+            } => self.tell(Event::Message {
+                connection,
+                message,
+            }),
             SessionEvent::Disconnected { connection, reason } => {
                 self.performer.forget_connection(connection);
                 self.log_requests.gone(connection);
-                self.tell(Event::ConnectionLost { connection, how: HowLost::StreamBroken, reason });
+                self.tell(Event::ConnectionLost {
+                    connection,
+                    how: HowLost::StreamBroken,
+                    reason,
+                });
             }
-            SessionEvent::ProcessEnded { connection, reason, at } => {
+            SessionEvent::ProcessEnded {
+                connection,
+                reason,
+                at,
+            } => {
                 self.performer.forget_connection(connection);
                 self.log_requests.gone(connection);
-                let lost = Event::ConnectionLost { connection, how: HowLost::ProcessEnded, reason };
+                let lost = Event::ConnectionLost {
+                    connection,
+                    how: HowLost::ProcessEnded,
+                    reason,
+                };
                 self.leader.handle(self.clock.time(at), lost);
             }
         }
@@ -119,17 +151,27 @@ impl Driver {
 
     /// Answers at once whatever needs no action. A reply that nobody waits for any more is dropped.
     fn on_request(&mut self, request: Request) {
-        let view = answers::View { leader: &self.leader, clock: &self.clock, now: self.now() };
+        let view = answers::View {
+            leader: &self.leader,
+            clock: &self.clock,
+            now: self.now(),
+        };
         match request {
-            Request::Submit { wasm, options, reply } => self.on_submit(wasm, options, reply),
+            Request::Submit {
+                wasm,
+                options,
+                reply,
+            } => self.on_submit(wasm, options, reply),
             Request::Cancel(job, reply) => self.on_cancel(job, reply),
             Request::Logs { job, query, reply } => match self.leader.job(job) {
                 None => drop(reply.send(Err(QueryError::UnknownJob(job)))),
                 Some(known) => {
-                    if let Some(task) = query.task.filter(|task| !known.tasks().contains_key(task)) {
+                    if let Some(task) = query.task.filter(|task| !known.tasks().contains_key(task))
+                    {
                         return drop(reply.send(Err(QueryError::UnknownTask { job, task })));
                     }
-                    self.log_requests.ask(&self.leader, &self.performer, job, &query, reply);
+                    self.log_requests
+                        .ask(&self.leader, &self.performer, job, &query, reply);
                 }
             },
             Request::Jobs(reply) => drop(reply.send(view.jobs())),
@@ -153,12 +195,24 @@ impl Driver {
         self.tell(Event::CancelRequested { job });
     }
 
-    fn on_submit(&self, wasm: Bytes, options: SubmitOptions, reply: Reply<Result<SubmittedView, SubmitError>>) {
-        let (engine, config, hands) = (self.engine.clone(), Arc::clone(&self.config), self.hands.clone());
-        let (submissions, submitted_at_ms) = (self.submissions_in.clone(), self.clock.wall_ms(self.now()));
+    fn on_submit(
+        &self,
+        wasm: Bytes,
+        options: SubmitOptions,
+        reply: Reply<Result<SubmittedView, SubmitError>>,
+    ) {
+        let (engine, config, hands) = (
+            self.engine.clone(),
+            Arc::clone(&self.config),
+            self.hands.clone(),
+        );
+        let (submissions, submitted_at_ms) =
+            (self.submissions_in.clone(), self.clock.wall_ms(self.now()));
         tokio::spawn(async move {
             let parameters = options.parameters.clone();
-            let checked = tokio::task::spawn_blocking(move || submission::check(&engine, &config, &wasm, options));
+            let checked = tokio::task::spawn_blocking(move || {
+                submission::check(&engine, &config, &wasm, options)
+            });
             let checked = match checked.await {
                 Ok(Ok(checked)) => checked,
                 Ok(Err(refused)) => return drop(reply.send(Err(refused))),
@@ -170,8 +224,19 @@ impl Driver {
             match store(&hands, &checked, parameters, submitted_at_ms).await {
                 Err(reason) => drop(reply.send(Err(SubmitError::Storage { reason }))),
                 Ok(record) => {
-                    let submission::CheckedSubmission { execution: graph, output_directories, warnings, .. } = checked;
-                    let submission = Submission { record, graph, output_directories, warnings, reply };
+                    let submission::CheckedSubmission {
+                        execution: graph,
+                        output_directories,
+                        warnings,
+                        ..
+                    } = checked;
+                    let submission = Submission {
+                        record,
+                        graph,
+                        output_directories,
+                        warnings,
+                        reply,
+                    };
                     // A driver that is gone drops the reply, which tells the submitter.
                     let _ = submissions.send(submission).await;
                 }
@@ -180,11 +245,21 @@ impl Driver {
     }
 
     fn on_submission(&mut self, submission: Submission) {
-        let Submission { record, graph, output_directories, warnings, reply } = submission;
+        let Submission {
+            record,
+            graph,
+            output_directories,
+            warnings,
+            reply,
+        } = submission;
         if let Some(in_use) = self.output_in_use(&output_directories) {
             return drop(reply.send(Err(in_use)));
         }
-        let slots_free = self.leader.slots().map(|(member, used)| member.registration.slots - used).sum();
+        let slots_free = self
+            .leader
+            .slots()
+            .map(|(member, used)| member.registration.slots - used)
+            .sum();
         let view = SubmittedView {
             id: record.id.to_string(),
             name: record.name.clone(),
@@ -200,15 +275,17 @@ impl Driver {
     fn output_in_use(&self, wanted: &BTreeSet<PathBuf>) -> Option<SubmitError> {
         let running = self.leader.jobs().filter(|job| !job.phase().is_terminal());
         let running = running.map(|job| (job.record(), job.graph()));
-        running.chain(self.leader.submissions()).find_map(|(record, graph)| {
-            let taken = submission::output_directories(graph);
-            let output = taken.intersection(wanted).next()?;
-            Some(SubmitError::OutputInUse {
-                output: output.display().to_string(),
-                other: record.id,
-                other_name: record.name.clone(),
+        running
+            .chain(self.leader.submissions())
+            .find_map(|(record, graph)| {
+                let taken = submission::output_directories(graph);
+                let output = taken.intersection(wanted).next()?;
+                Some(SubmitError::OutputInUse {
+                    output: output.display().to_string(),
+                    other: record.id,
+                    other_name: record.name.clone(),
+                })
             })
-        })
     }
 }
 
@@ -220,8 +297,16 @@ async fn store(
     submitted_at_ms: u64,
 ) -> Result<JobRecord, String> {
     let id = JobId(rand::random());
-    let module = hands.store.put_module(checked.module.clone()).await.map_err(|error| error_chain(&error))?;
-    let graph = hands.store.put_graph(id, checked.encoded_graph()).await.map_err(|error| error_chain(&error))?;
+    let module = hands
+        .store
+        .put_module(checked.module.clone())
+        .await
+        .map_err(|error| error_chain(&error))?;
+    let graph = hands
+        .store
+        .put_graph(id, checked.encoded_graph())
+        .await
+        .map_err(|error| error_chain(&error))?;
     Ok(JobRecord {
         id,
         name: checked.name.clone(),

@@ -1,12 +1,31 @@
 //! The coordinating process of a Tidemill cluster: it joins the decisions of `tidemill-core` to the hands (transport,
 //! registry, store, Wasm runtime) and answers users. It decides nothing about jobs itself.
 //!
-//! Nouns: [`ClusterHandle`] (what users can ask for), [`views`] (what they are told).
+//! A body: `driver.rs` takes facts in with one `select!`, `tidemill-core` decides, `perform.rs` carries out.
+//!
+//! Nouns: [`JobManagerHandle`] (a running one), [`ClusterHandle`] (what users can ask for), [`views`] (what they are told).
 
+mod answers;
+mod driver;
 pub mod handle;
+mod log_requests;
+mod perform;
 pub mod rest;
+mod sessions;
+mod start;
+mod submission;
 pub mod views;
 
 pub use handle::{
     CancelError, ClusterHandle, LogQuery, QueryError, SubmitError, SubmitOptions, Unavailable,
 };
+pub use start::{JobManagerHandle, StartError, start};
+
+/// An error with its causes, joined by colons.
+pub(crate) fn error_chain(error: &dyn std::error::Error) -> String {
+    let causes = std::iter::successors(Some(error), |error| error.source());
+    causes
+        .map(ToString::to_string)
+        .collect::<Vec<_>>()
+        .join(": ")
+}

@@ -57,7 +57,11 @@ impl Performer {
     }
 
     /// Who waits for the answer to a registration.
-    pub(crate) fn expect_answer(&mut self, connection: ConnectionId, answer: oneshot::Sender<Answer>) {
+    pub(crate) fn expect_answer(
+        &mut self,
+        connection: ConnectionId,
+        answer: oneshot::Sender<Answer>,
+    ) {
         self.registering.insert(connection, answer);
     }
 
@@ -84,7 +88,9 @@ impl Performer {
 
     /// Says something to a TaskManager that is not an action of the leader's.
     pub(crate) fn say(&self, connection: ConnectionId, message: FromLeader) -> bool {
-        self.outboxes.get(&connection).is_some_and(|outbox| outbox.send(message).is_ok())
+        self.outboxes
+            .get(&connection)
+            .is_some_and(|outbox| outbox.send(message).is_ok())
     }
 
     /// Carries out one action.
@@ -93,11 +99,17 @@ impl Performer {
             Action::AcceptTaskManager { connection } => self.accept(connection),
             Action::RefuseTaskManager { connection, reason } => self.refuse(connection, reason),
             Action::CloseTaskManager { connection, reason } => {
-                debug!(connection = connection.0, reason, "closing a TaskManager's connection");
+                debug!(
+                    connection = connection.0,
+                    reason, "closing a TaskManager's connection"
+                );
                 self.outboxes.remove(&connection);
             }
             // A connection that has just broken is reported by its own event.
-            Action::Send { connection, message } => drop(self.say(connection, message)),
+            Action::Send {
+                connection,
+                message,
+            } => drop(self.say(connection, message)),
             Action::StoreJobRecord(record) => self.store_record(record),
             Action::SubmissionStored { job } => {
                 if let Some((view, reply)) = self.submitters.remove(&job) {
@@ -116,10 +128,18 @@ impl Performer {
                 }
             }
             Action::WriteMetadata(metadata) => self.write_metadata(metadata),
-            Action::PublishPointers { job, checkpoint, pointers } => self.publish(job, checkpoint, pointers),
+            Action::PublishPointers {
+                job,
+                checkpoint,
+                pointers,
+            } => self.publish(job, checkpoint, pointers),
             Action::ReadPointers { job, checkpoint } => self.read_pointers(job, checkpoint),
             Action::LoadMetadata { job, pointer } => self.load_metadata(job, pointer),
-            Action::DeleteCheckpoints { job, obsolete, retained } => self.delete(job, obsolete, retained),
+            Action::DeleteCheckpoints {
+                job,
+                obsolete,
+                retained,
+            } => self.delete(job, obsolete, retained),
             Action::DeleteJobObjects { job } => self.delete_job_objects(job),
             Action::ForgetJob { job } => self.forget_job(job),
             Action::Note(note) => log(&note),
@@ -132,7 +152,11 @@ impl Performer {
             let epoch = self.hands.leading.epoch();
             let report_interval_ms = self.hands.report_interval_ms;
             // A session that has ended meanwhile is reported by its own event.
-            let _ = answer.send(Answer::Accepted { epoch, report_interval_ms, outbox: queued });
+            let _ = answer.send(Answer::Accepted {
+                epoch,
+                report_interval_ms,
+                outbox: queued,
+            });
             self.outboxes.insert(connection, outbox);
         }
     }
@@ -140,7 +164,10 @@ impl Performer {
     fn refuse(&mut self, connection: ConnectionId, reason: String) {
         warn!(reason, "a TaskManager is refused");
         if let Some(answer) = self.registering.remove(&connection) {
-            let _ = answer.send(Answer::Refused { epoch: self.hands.leading.epoch(), reason });
+            let _ = answer.send(Answer::Refused {
+                epoch: self.hands.leading.epoch(),
+                reason,
+            });
         }
     }
 
@@ -151,7 +178,9 @@ impl Performer {
                 Ok(()) => job::Event::RecordStored,
                 Err(error) => {
                     hands.check_fence(&error);
-                    job::Event::RecordFailed { reason: error_chain(&error) }
+                    job::Event::RecordFailed {
+                        reason: error_chain(&error),
+                    }
                 }
             }
         });
@@ -162,20 +191,29 @@ impl Performer {
         self.spawn(job, |hands| async move {
             job::Event::Checkpoint(match hands.store.write_metadata(&metadata).await {
                 Ok(object) => checkpoint::Event::MetadataWritten { checkpoint, object },
-                Err(error) => checkpoint::Event::MetadataFailed { checkpoint, reason: error_chain(&error) },
+                Err(error) => checkpoint::Event::MetadataFailed {
+                    checkpoint,
+                    reason: error_chain(&error),
+                },
             })
         });
     }
 
     fn publish(&self, job: JobId, checkpoint: CheckpointId, pointers: CheckpointPointers) {
         self.spawn(job, |hands| async move {
-            let written = hands.registry.put_pointers(&hands.leading, job, &pointers).await;
+            let written = hands
+                .registry
+                .put_pointers(&hands.leading, job, &pointers)
+                .await;
             job::Event::Checkpoint(match written {
                 Ok(()) => checkpoint::Event::Published { checkpoint },
                 Err(WriteError::Unknown { .. }) => checkpoint::Event::PublishUnknown { checkpoint },
                 Err(error) => {
                     hands.check_fence(&error);
-                    checkpoint::Event::PublishRefused { checkpoint, reason: error_chain(&error) }
+                    checkpoint::Event::PublishRefused {
+                        checkpoint,
+                        reason: error_chain(&error),
+                    }
                 }
             })
         });
@@ -198,19 +236,31 @@ impl Performer {
         self.spawn(job, |hands| async move {
             match hands.store.read_metadata(&pointer.metadata).await {
                 Ok(metadata) => job::Event::MetadataLoaded(metadata),
-                Err(error) if error.is_lost() => {
-                    job::Event::MetadataDamaged { checkpoint, reason: error_chain(&error) }
-                }
-                Err(error) => job::Event::MetadataUnavailable { checkpoint, reason: error_chain(&error) },
+                Err(error) if error.is_lost() => job::Event::MetadataDamaged {
+                    checkpoint,
+                    reason: error_chain(&error),
+                },
+                Err(error) => job::Event::MetadataUnavailable {
+                    checkpoint,
+                    reason: error_chain(&error),
+                },
             }
         });
     }
 
-    fn delete(&self, job: JobId, obsolete: Vec<CheckpointPointer>, retained: Vec<CheckpointPointer>) {
+    fn delete(
+        &self,
+        job: JobId,
+        obsolete: Vec<CheckpointPointer>,
+        retained: Vec<CheckpointPointer>,
+    ) {
         let hands = self.hands.clone();
         tokio::spawn(async move {
             if let Err(error) = hands.delete_up_to_the_newest(job, &retained).await {
-                let left: Vec<String> = obsolete.iter().map(|pointer| pointer.checkpoint.to_string()).collect();
+                let left: Vec<String> = obsolete
+                    .iter()
+                    .map(|pointer| pointer.checkpoint.to_string())
+                    .collect();
                 warn!(%job, ?left, "obsolete checkpoints stay for now: {}", error_chain(&error));
             }
         });
@@ -221,9 +271,16 @@ impl Performer {
         tokio::spawn(async move {
             let nothing = CheckpointPointers::default();
             // Objects go only when no pointer names them any more.
-            match hands.registry.put_pointers(&hands.leading, job, &nothing).await {
+            match hands
+                .registry
+                .put_pointers(&hands.leading, job, &nothing)
+                .await
+            {
                 Ok(()) | Err(WriteError::UnknownJob { .. }) => {
-                    let deleted = hands.store.delete_orphans(job, &[], &[], hands.leading.epoch()).await;
+                    let deleted = hands
+                        .store
+                        .delete_orphans(job, &[], &[], hands.leading.epoch())
+                        .await;
                     if let Err(error) = deleted {
                         warn!(%job, "the ended job's checkpoints stay for now: {}", error_chain(&error));
                     }
@@ -258,7 +315,10 @@ impl Performer {
         let result = action(self.hands.clone());
         tokio::spawn(async move {
             // A driver that is gone hears nothing; the process is ending.
-            let _ = events.send(Event::Performed { job, result: result.await });
+            let _ = events.send(Event::Performed {
+                job,
+                result: result.await,
+            });
         });
     }
 }
@@ -274,11 +334,18 @@ impl Hands {
 
     /// Deletes every checkpoint older than the newest retained one that is not retained itself: the obsolete, and what
     /// was given up. Later ones may be in flight.
-    async fn delete_up_to_the_newest(&self, job: JobId, retained: &[CheckpointPointer]) -> Result<(), CleanupError> {
+    async fn delete_up_to_the_newest(
+        &self,
+        job: JobId,
+        retained: &[CheckpointPointer],
+    ) -> Result<(), CleanupError> {
         let newest = retained.iter().map(|pointer| pointer.checkpoint).max();
         let mut in_flight = self.store.list_checkpoints(job).await?;
         in_flight.retain(|checkpoint| newest.is_none_or(|newest| *checkpoint > newest));
-        let deleted = self.store.delete_orphans(job, retained, &in_flight, self.leading.epoch()).await?;
+        let deleted = self
+            .store
+            .delete_orphans(job, retained, &in_flight, self.leading.epoch())
+            .await?;
         debug!(%job, ?deleted, "cleaned up");
         Ok(())
     }

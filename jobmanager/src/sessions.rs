@@ -12,7 +12,8 @@ use tidemill_core::membership::ConnectionId;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
 use tidemill_protocol::{Epoch, ModuleHash};
 use tidemill_transport::{
-    ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming, Liveness, LivenessListener,
+    ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming,
+    Liveness, LivenessListener,
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{info, warn};
@@ -37,11 +38,21 @@ pub(crate) enum SessionEvent {
         answer: oneshot::Sender<Answer>,
     },
     /// It says something.
-    Message { connection: ConnectionId, message: ToLeader },
+    Message {
+        connection: ConnectionId,
+        message: ToLeader,
+    },
     /// Its control connection is gone, but not, as far as is known, its process: it may come back with all its tasks.
-    Disconnected { connection: ConnectionId, reason: String },
+    Disconnected {
+        connection: ConnectionId,
+        reason: String,
+    },
     /// Its process has ended: the kernel closed the idle TCP connection. May follow `Disconnected`.
-    ProcessEnded { connection: ConnectionId, reason: String, at: Instant },
+    ProcessEnded {
+        connection: ConnectionId,
+        reason: String,
+        at: Instant,
+    },
 }
 
 /// The driver's answer to a registration.
@@ -52,7 +63,10 @@ pub(crate) enum Answer {
         /// What the driver says from then on; when its sender is dropped, the session is closed.
         outbox: mpsc::UnboundedReceiver<FromLeader>,
     },
-    Refused { epoch: Epoch, reason: String },
+    Refused {
+        epoch: Epoch,
+        reason: String,
+    },
 }
 
 /// Finds the bytes of a module; called on a thread that may block.
@@ -75,7 +89,9 @@ pub(crate) async fn serve(
             }
             Incoming::Blob(connection) => {
                 let find = Arc::clone(&find_module);
-                tokio::spawn(connection.serve(move |hash| tokio::task::block_in_place(|| find(hash))));
+                tokio::spawn(
+                    connection.serve(move |hash| tokio::task::block_in_place(|| find(hash))),
+                );
             }
             Incoming::Data(connection) => {
                 warn!(peer = %connection.peer(), "refused a data connection: a JobManager has no data plane");
@@ -92,7 +108,13 @@ async fn session(
 ) {
     let (sender, receiver, handle) = control.split();
     let peer = handle.peer().clone();
-    let mut talk = Talk { connection, sender, receiver, handle, events };
+    let mut talk = Talk {
+        connection,
+        sender,
+        receiver,
+        handle,
+        events,
+    };
     let (reason, watch) = match talk.greet(&liveness).await {
         Ok(end) => end,
         Err(reason) => (reason, None),
@@ -103,7 +125,12 @@ async fn session(
         && let Ok(loss) = tokio::time::timeout(AFTERWATCH, liveness.lost()).await
     {
         let (reason, at) = (loss.to_string(), Instant::now());
-        talk.tell(SessionEvent::ProcessEnded { connection, reason, at }).await;
+        talk.tell(SessionEvent::ProcessEnded {
+            connection,
+            reason,
+            at,
+        })
+        .await;
     }
 }
 
@@ -123,7 +150,10 @@ impl Talk {
 
     /// Takes the registration and, when it is accepted, stays until the session ends; then says why it did, and what
     /// is left to watch. An error means that it was never accepted.
-    async fn greet(&mut self, liveness: &LivenessListener) -> Result<(String, Option<Liveness>), String> {
+    async fn greet(
+        &mut self,
+        liveness: &LivenessListener,
+    ) -> Result<(String, Option<Liveness>), String> {
         let first = tokio::time::timeout(GREETING_TIMEOUT, self.receiver.recv::<ToLeader>()).await;
         let registration = match first.map_err(|_| "it did not register in time".to_owned())? {
             Ok(Some(ToLeader::Register(registration))) => registration,
@@ -134,31 +164,56 @@ impl Talk {
         let (answer, answered) = oneshot::channel();
         let remote = self.handle.peer().address;
         let connection = self.connection;
-        self.tell(SessionEvent::Registering { connection, registration, remote, answer }).await;
+        self.tell(SessionEvent::Registering {
+            connection,
+            registration,
+            remote,
+            answer,
+        })
+        .await;
         match answered.await.map_err(|_| SHUTTING_DOWN.to_owned())? {
             Answer::Refused { epoch, reason } => {
-                let refused = FromLeader { epoch, command: Command::Refused { reason: reason.clone() } };
+                let refused = FromLeader {
+                    epoch,
+                    command: Command::Refused {
+                        reason: reason.clone(),
+                    },
+                };
                 // Whether it arrives or not, the session ends; the peer closes when it has read the refusal.
                 let _ = self.sender.send(&refused).await;
                 let _ = tokio::time::timeout(GREETING_TIMEOUT, self.handle.closed()).await;
                 Err(format!("it was refused: {reason}"))
             }
-            Answer::Accepted { epoch, report_interval_ms, outbox } => {
+            Answer::Accepted {
+                epoch,
+                report_interval_ms,
+                outbox,
+            } => {
                 let ticket = liveness.issue();
                 let registered = Command::Registered {
                     liveness_token: ticket.token(),
                     liveness_port: liveness.local_address().port(),
                     report_interval_ms,
                 };
-                let registered = FromLeader { epoch, command: registered };
+                let registered = FromLeader {
+                    epoch,
+                    command: registered,
+                };
                 let bound = match self.sender.send(&registered).await {
-                    Ok(()) => ticket.connected(GREETING_TIMEOUT).await.map_err(|error| error.to_string()),
+                    Ok(()) => ticket
+                        .connected(GREETING_TIMEOUT)
+                        .await
+                        .map_err(|error| error.to_string()),
                     Err(error) => Err(error.to_string()),
                 };
                 Ok(match bound {
                     Ok(liveness) => self.accepted(liveness, outbox).await,
                     Err(reason) => {
-                        self.tell(SessionEvent::Disconnected { connection, reason: reason.clone() }).await;
+                        self.tell(SessionEvent::Disconnected {
+                            connection,
+                            reason: reason.clone(),
+                        })
+                        .await;
                         (reason, None)
                     }
                 })
@@ -172,7 +227,13 @@ impl Talk {
         mut liveness: Liveness,
         mut outbox: mpsc::UnboundedReceiver<FromLeader>,
     ) -> (String, Option<Liveness>) {
-        let Self { connection, sender, receiver, events, .. } = self;
+        let Self {
+            connection,
+            sender,
+            receiver,
+            events,
+            ..
+        } = self;
         let connection = *connection;
         let speak = async {
             while let Some(message) = outbox.recv().await {
@@ -186,7 +247,14 @@ impl Talk {
             loop {
                 match receiver.recv::<ToLeader>().await {
                     Ok(Some(message)) => {
-                        if events.send(SessionEvent::Message { connection, message }).await.is_err() {
+                        if events
+                            .send(SessionEvent::Message {
+                                connection,
+                                message,
+                            })
+                            .await
+                            .is_err()
+                        {
                             return SHUTTING_DOWN.to_owned();
                         }
                     }
@@ -203,11 +271,20 @@ impl Talk {
         match disconnected {
             Err(reason) => {
                 let at = Instant::now();
-                self.tell(SessionEvent::ProcessEnded { connection, reason: reason.clone(), at }).await;
+                self.tell(SessionEvent::ProcessEnded {
+                    connection,
+                    reason: reason.clone(),
+                    at,
+                })
+                .await;
                 (reason, None)
             }
             Ok(reason) => {
-                self.tell(SessionEvent::Disconnected { connection, reason: reason.clone() }).await;
+                self.tell(SessionEvent::Disconnected {
+                    connection,
+                    reason: reason.clone(),
+                })
+                .await;
                 (reason, Some(liveness))
             }
         }

@@ -42,16 +42,28 @@ impl CheckedSubmission {
 /// # Errors
 /// When the bytes are no graph, or not one that can run with these options.
 pub(crate) fn stored_graph(bytes: &[u8], options: &JobOptions) -> Result<ExecutionGraph, String> {
-    let graph: JobGraph = postcard::from_bytes(bytes).map_err(|error| format!("the stored graph is damaged: {error}"))?;
-    resolve(&graph, options.parallelism, options.max_parallelism, &connector_traits(&graph))
-        .map_err(|error| error_chain(&error))
+    let graph: JobGraph = postcard::from_bytes(bytes)
+        .map_err(|error| format!("the stored graph is damaged: {error}"))?;
+    resolve(
+        &graph,
+        options.parallelism,
+        options.max_parallelism,
+        &connector_traits(&graph),
+    )
+    .map_err(|error| error_chain(&error))
 }
 
 /// Which connectors hand out their work as splits.
 pub(crate) fn connector_traits(graph: &JobGraph) -> ConnectorTraits {
-    let needs_enumerator =
-        |spec: &&ConnectorSpec| tidemill_connectors::check_source(spec).is_ok_and(|source| source.needs_enumerator);
-    ConnectorTraits { enumerated: sources(graph).filter(needs_enumerator).map(|spec| spec.kind.clone()).collect() }
+    let needs_enumerator = |spec: &&ConnectorSpec| {
+        tidemill_connectors::check_source(spec).is_ok_and(|source| source.needs_enumerator)
+    };
+    ConnectorTraits {
+        enumerated: sources(graph)
+            .filter(needs_enumerator)
+            .map(|spec| spec.kind.clone())
+            .collect(),
+    }
 }
 
 /// The directories that a graph's sinks write to.
@@ -60,7 +72,9 @@ pub(crate) fn output_directories(graph: &ExecutionGraph) -> BTreeSet<PathBuf> {
         StageKind::Wasm { outputs, .. } => outputs.as_slice(),
         StageKind::Enumerator { .. } => &[],
     });
-    sinks(outputs).filter_map(tidemill_connectors::sink_directory).collect()
+    sinks(outputs)
+        .filter_map(tidemill_connectors::sink_directory)
+        .collect()
 }
 
 fn sources(graph: &JobGraph) -> impl Iterator<Item = &ConnectorSpec> {
@@ -70,7 +84,9 @@ fn sources(graph: &JobGraph) -> impl Iterator<Item = &ConnectorSpec> {
     })
 }
 
-fn sinks<'a>(outputs: impl IntoIterator<Item = &'a Output>) -> impl Iterator<Item = &'a ConnectorSpec> {
+fn sinks<'a>(
+    outputs: impl IntoIterator<Item = &'a Output>,
+) -> impl Iterator<Item = &'a ConnectorSpec> {
     outputs.into_iter().filter_map(|output| match output {
         Output::Sink(spec) => Some(spec),
         Output::Edge { .. } => None,
@@ -87,25 +103,44 @@ pub(crate) fn check(
     wasm: &[u8],
     submitted: SubmitOptions,
 ) -> Result<CheckedSubmission, SubmitError> {
-    let limits = ModuleLimits { module_max_bytes: config.jobmanager.module_bytes_max };
+    let limits = ModuleLimits {
+        module_max_bytes: config.jobmanager.module_bytes_max,
+    };
     let prepared = prepare(wasm, &limits).map_err(|error| match error {
-        ModuleError::TooLarge { .. } => {
-            SubmitError::TooLarge { len: wasm.len() as u64, max: config.jobmanager.module_bytes_max }
-        }
-        other => SubmitError::Module { reason: error_chain(&other) },
+        ModuleError::TooLarge { .. } => SubmitError::TooLarge {
+            len: wasm.len() as u64,
+            max: config.jobmanager.module_bytes_max,
+        },
+        other => SubmitError::Module {
+            reason: error_chain(&other),
+        },
     })?;
     let cache_dir = config.jobmanager.data_dir.join("compiled");
     let module = engine
         .compile(&prepared.bytes, Some(&cache_dir))
-        .map_err(|error| SubmitError::Module { reason: error_chain(&error) })?;
-    let request =
-        DescribeRequest { parameters: submitted.parameters.clone(), allow_missing_parameters: false };
-    let graph = describe_job(&module, &request, describe_limits(config))
-        .map_err(|error| SubmitError::Describe { reason: error_chain(&error) })?;
+        .map_err(|error| SubmitError::Module {
+            reason: error_chain(&error),
+        })?;
+    let request = DescribeRequest {
+        parameters: submitted.parameters.clone(),
+        allow_missing_parameters: false,
+    };
+    let graph = describe_job(&module, &request, describe_limits(config)).map_err(|error| {
+        SubmitError::Describe {
+            reason: error_chain(&error),
+        }
+    })?;
     let options = job_options(config, &submitted);
     check_connectors(&graph)?;
-    let execution = resolve(&graph, options.parallelism, options.max_parallelism, &connector_traits(&graph))
-        .map_err(|error| SubmitError::Graph { reason: error_chain(&error) })?;
+    let execution = resolve(
+        &graph,
+        options.parallelism,
+        options.max_parallelism,
+        &connector_traits(&graph),
+    )
+    .map_err(|error| SubmitError::Graph {
+        reason: error_chain(&error),
+    })?;
     Ok(CheckedSubmission {
         module: prepared.bytes.into(),
         name: submitted.name.unwrap_or_else(|| graph.name.clone()),
@@ -136,21 +171,32 @@ fn job_options(config: &Config, submitted: &SubmitOptions) -> JobOptions {
     let defaults = config.job_options(submitted.parallelism);
     JobOptions {
         parallelism: defaults.parallelism,
-        max_parallelism: submitted.max_parallelism.unwrap_or(defaults.max_parallelism),
-        checkpoint_interval_ms: submitted.checkpoint_interval_ms.unwrap_or(defaults.checkpoint_interval_ms),
-        checkpoint_timeout_ms: submitted.checkpoint_timeout_ms.unwrap_or(defaults.checkpoint_timeout_ms),
+        max_parallelism: submitted
+            .max_parallelism
+            .unwrap_or(defaults.max_parallelism),
+        checkpoint_interval_ms: submitted
+            .checkpoint_interval_ms
+            .unwrap_or(defaults.checkpoint_interval_ms),
+        checkpoint_timeout_ms: submitted
+            .checkpoint_timeout_ms
+            .unwrap_or(defaults.checkpoint_timeout_ms),
         tolerable_failed_checkpoints: submitted
             .tolerable_failed_checkpoints
             .unwrap_or(defaults.tolerable_failed_checkpoints),
-        retained_checkpoints: submitted.retained_checkpoints.unwrap_or(defaults.retained_checkpoints).max(1),
+        retained_checkpoints: submitted
+            .retained_checkpoints
+            .unwrap_or(defaults.retained_checkpoints)
+            .max(1),
         restart: submitted.restart.clone().unwrap_or(defaults.restart),
     }
 }
 
 fn check_connectors(graph: &JobGraph) -> Result<(), SubmitError> {
     for stage in &graph.stages {
-        let refused =
-            |error: &dyn std::error::Error| SubmitError::Connector { stage: stage.name.clone(), reason: error_chain(error) };
+        let refused = |error: &dyn std::error::Error| SubmitError::Connector {
+            stage: stage.name.clone(),
+            reason: error_chain(error),
+        };
         if let StageInput::Connector(spec) = &stage.input {
             tidemill_connectors::check_source(spec).map_err(|error| refused(&error))?;
             tidemill_connectors::preflight(spec).map_err(|error| refused(&error))?;

@@ -1,0 +1,352 @@
+//! Starts a JobManager: takes the registry's lead, loads what it holds, and wires the driver to sockets and clocks.
+//! Whatever cannot be had on this machine is an error that says what to change; nothing is left running then.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use tidemill_config::Config;
+use tidemill_coordination::{
+    Embedded, LeadError, Leading, OpenError as RegistryError, ReadError, Registry,
+};
+use tidemill_core::leader::{Leader, LeaderConfig, LoadedJob};
+use tidemill_protocol::record::JobRecord;
+use tidemill_runtime::{Engine, EngineError, EngineOptions};
+use tidemill_storage::{OpenError as StoreError, Store};
+use tidemill_transport::{
+    BindError, Credentials, Endpoint, LivenessBindError, LivenessListener, TransportOptions,
+};
+use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
+use tokio_util::sync::CancellationToken;
+use tracing::{error, info};
+
+use crate::answers::Clock;
+use crate::driver::Driver;
+use crate::handle::ClusterHandle;
+use crate::log_requests::LogRequests;
+use crate::perform::{Hands, Performer};
+use crate::sessions::{self, FindModule};
+use crate::{error_chain, rest, submission};
+
+/// Threads for control, apart from those that check submissions.
+const RUNTIME_THREADS: usize = 2;
+
+/// Requests of users, and submissions, that may wait for the driver.
+const REQUESTS_MAX: usize = 256;
+
+/// Messages of TaskManagers that may wait for the driver; beyond that their streams' flow control holds them back.
+const SESSION_EVENTS_MAX: usize = 4096;
+
+/// Why a JobManager did not start.
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    /// The data directory cannot be made or written.
+    #[error("cannot use the data directory {path}: choose another with jobmanager.data_dir")]
+    DataDir {
+        /// Which.
+        path: PathBuf,
+        /// The system's reason.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The checkpoint store cannot be opened.
+    #[error("cannot open the checkpoint store {url} (cluster.checkpoint_store_url)")]
+    Store {
+        /// Its URL.
+        url: String,
+        /// Why.
+        #[source]
+        source: StoreError,
+    },
+    /// The registry cannot be opened.
+    #[error("cannot open the registry of jobs")]
+    Registry(#[source] RegistryError),
+    /// This process cannot become the leader.
+    #[error("cannot become the leader")]
+    Lead(#[source] LeadError),
+    /// The registry cannot be read.
+    #[error("cannot read the registry of jobs")]
+    Load(#[source] ReadError),
+    /// The control address cannot be bound.
+    #[error("cannot listen on jobmanager.quic_address")]
+    Bind(#[source] BindError),
+    /// The liveness port cannot be bound.
+    #[error("cannot listen on jobmanager.liveness_port")]
+    Liveness(#[source] LivenessBindError),
+    /// The REST address cannot be bound.
+    #[error("cannot serve the REST API")]
+    Rest(#[source] rest::BindError),
+    /// The Wasm engine refuses its configuration on this machine.
+    #[error("cannot start the Wasm engine")]
+    Engine(#[source] EngineError),
+    /// The system gives no threads.
+    #[error("cannot start the threads of the control runtime")]
+    Runtime(#[source] std::io::Error),
+}
+
+/// A running JobManager.
+pub struct JobManagerHandle {
+    cluster: ClusterHandle,
+    quic_address: SocketAddr,
+    rest_address: SocketAddr,
+    stop: CancellationToken,
+    stopped: watch::Receiver<bool>,
+    runtime: Option<Runtime>,
+}
+
+impl std::fmt::Debug for JobManagerHandle {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let (quic, rest) = (self.quic_address, self.rest_address);
+        f.debug_struct("JobManagerHandle")
+            .field("quic_address", &quic)
+            .field("rest_address", &rest)
+            .finish()
+    }
+}
+
+impl JobManagerHandle {
+    /// What users can ask for.
+    #[must_use]
+    pub fn cluster(&self) -> &ClusterHandle {
+        &self.cluster
+    }
+
+    /// Where TaskManagers reach it.
+    #[must_use]
+    pub fn quic_address(&self) -> SocketAddr {
+        self.quic_address
+    }
+
+    /// Where users reach it.
+    #[must_use]
+    pub fn rest_address(&self) -> SocketAddr {
+        self.rest_address
+    }
+
+    /// Asks it to stop. Jobs stay in the registry, and TaskManagers keep their tasks running.
+    pub fn shutdown(&self) {
+        self.stop.cancel();
+    }
+
+    /// Waits until it has stopped: because it was asked to, or because it may not go on.
+    pub async fn stopped(&mut self) {
+        // An error means that the driver is gone, which is what is waited for.
+        let _ = self.stopped.wait_for(|stopped| *stopped).await;
+    }
+}
+
+impl Drop for JobManagerHandle {
+    fn drop(&mut self) {
+        self.stop.cancel();
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+/// Starts a JobManager on threads of its own and returns when it leads and listens.
+///
+/// # Errors
+/// When something it needs on this machine cannot be had; the error says what to change.
+pub async fn start(
+    config: &Config,
+    credentials: Credentials,
+) -> Result<JobManagerHandle, StartError> {
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(RUNTIME_THREADS)
+        .thread_name("jobmanager")
+        .enable_all()
+        .build()
+        .map_err(StartError::Runtime)?;
+    let config = Arc::new(config.clone());
+    let built = runtime
+        .spawn(async move { build(config, &credentials).await })
+        .await;
+    let handle = built.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()));
+    match handle {
+        Ok(mut handle) => {
+            handle.runtime = Some(runtime);
+            Ok(handle)
+        }
+        Err(error) => {
+            runtime.shutdown_background();
+            Err(error)
+        }
+    }
+}
+
+async fn build(
+    config: Arc<Config>,
+    credentials: &Credentials,
+) -> Result<JobManagerHandle, StartError> {
+    let options = &config.jobmanager;
+    let data_dir = |source| StartError::DataDir {
+        path: options.data_dir.clone(),
+        source,
+    };
+    std::fs::create_dir_all(options.data_dir.join("compiled")).map_err(data_dir)?;
+    let url = &config.cluster.checkpoint_store_url;
+    let store = Store::open(url).map_err(|source| StartError::Store {
+        url: url.clone(),
+        source,
+    })?;
+    let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
+    let rest_listener = rest::bind(&config).await.map_err(StartError::Rest)?;
+    let endpoint = Endpoint::bind(
+        options.quic_address,
+        credentials,
+        TransportOptions::default(),
+    );
+    let endpoint = endpoint.map_err(StartError::Bind)?;
+    let liveness_address = SocketAddr::new(options.quic_address.ip(), options.liveness_port);
+    let liveness =
+        Arc::new(LivenessListener::bind(liveness_address).map_err(StartError::Liveness)?);
+    let registry =
+        Embedded::open(&options.data_dir.join("registry")).map_err(StartError::Registry)?;
+    let registry: Arc<dyn Registry> = Arc::new(registry);
+
+    let leading = registry.lead().await.map_err(StartError::Lead)?;
+    info!(epoch = %leading.epoch(), "leading");
+    let clock = Clock::start();
+    let leader = take_over(&config, &leading, &clock, registry.as_ref(), &store).await?;
+
+    let stop = CancellationToken::new();
+    let (events_in, events) = mpsc::unbounded_channel();
+    let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
+    let (sessions_in, sessions) = mpsc::channel(SESSION_EVENTS_MAX);
+    let (submissions_in, submissions) = mpsc::channel(REQUESTS_MAX);
+    let report_interval_ms = options.report_interval_ms;
+    let hands = Hands {
+        registry,
+        leading,
+        store,
+        events: events_in,
+        stop: stop.clone(),
+        report_interval_ms,
+    };
+    let quic_address = endpoint.local_address();
+    let rest_address = rest_listener.local_addr().map_err(StartError::Runtime)?;
+    let find = find_module(hands.store.clone());
+    tokio::spawn(sessions::serve(
+        endpoint.clone(),
+        liveness,
+        find,
+        sessions_in,
+    ));
+    let cluster = ClusterHandle::new(requests_in);
+    let rest_stop = stop.clone();
+    let serving = rest::serve(
+        rest_listener,
+        cluster.clone(),
+        Arc::clone(&config),
+        async move {
+            rest_stop.cancelled().await;
+        },
+    );
+    let driver = Driver {
+        leader,
+        performer: Performer::new(hands.clone()),
+        hands,
+        clock,
+        config,
+        engine,
+        log_requests: LogRequests::default(),
+        requests,
+        sessions,
+        events,
+        submissions,
+        submissions_in,
+        stop: stop.clone(),
+    };
+    let (running, stopped) = watch::channel(false);
+    let serving = tokio::spawn(serving);
+    let ending = stop.clone();
+    tokio::spawn(async move {
+        driver.run().await;
+        ending.cancel();
+        endpoint.close("this JobManager has stopped");
+        if let Ok(Err(error)) = serving.await {
+            error!("the REST API ended: {error}");
+        }
+        running.send_replace(true);
+    });
+    Ok(JobManagerHandle {
+        cluster,
+        quic_address,
+        rest_address,
+        stop,
+        stopped,
+        runtime: None,
+    })
+}
+
+fn find_module(store: Store) -> FindModule {
+    let runtime = tokio::runtime::Handle::current();
+    Arc::new(
+        move |hash| match runtime.block_on(store.get_module(&hash)) {
+            Ok(module) => Some(module),
+            Err(error) => {
+                error!(%hash, "a module is asked for and cannot be read: {}", error_chain(&error));
+                None
+            }
+        },
+    )
+}
+
+/// Loads what the registry holds. A job that cannot be loaded holds up no other.
+async fn take_over(
+    config: &Config,
+    leading: &Leading,
+    clock: &Clock,
+    registry: &dyn Registry,
+    store: &Store,
+) -> Result<Leader, StartError> {
+    let mut loaded = Vec::new();
+    for record in registry.jobs().await.map_err(StartError::Load)? {
+        match record {
+            Ok(record) => loaded.push(load(record, registry, store).await),
+            Err(damaged) => {
+                error!(job = %damaged.job, "a job's record is damaged and it is not run: {}", error_chain(&damaged.source))
+            }
+        }
+    }
+    let leader_config = LeaderConfig {
+        epoch: leading.epoch(),
+        cluster_config_hash: config.cluster.hash(),
+        adoption_timeout: Duration::from_millis(config.cluster.adoption_timeout_ms),
+        suspicion_timeout: Duration::from_millis(config.cluster.heartbeat_timeout_ms),
+        ended_jobs_max: config.jobmanager.ended_jobs_max as usize,
+    };
+    info!(jobs = loaded.len(), "took over");
+    Ok(Leader::new(
+        clock.time(Instant::now()),
+        leader_config,
+        loaded,
+    ))
+}
+
+async fn load(record: JobRecord, registry: &dyn Registry, store: &Store) -> LoadedJob {
+    let pointers = registry.pointers(record.id).await;
+    let graph = match store.get_object(&record.graph).await {
+        Ok(bytes) => submission::stored_graph(&bytes, &record.options),
+        Err(error) => Err(error_chain(&error)),
+    };
+    match pointers {
+        Ok(pointers) => LoadedJob {
+            record,
+            graph,
+            pointers,
+        },
+        // Beginning anew would repeat what is committed: the job is not run.
+        Err(error) => LoadedJob {
+            record,
+            graph: Err(format!(
+                "its checkpoint pointers cannot be read: {}",
+                error_chain(&error)
+            )),
+            pointers: tidemill_protocol::record::CheckpointPointers::default(),
+        },
+    }
+}
