@@ -5,6 +5,7 @@
 //! tasks → clean-up. A lost reply to the pointer's write is neither success nor failure: the pointer is read back first. An
 //! abort undoes nothing. It never knows where tasks run; whoever owns it addresses its messages.
 
+mod event;
 mod history;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -16,6 +17,7 @@ use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, TaskImageRef};
 use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobOptions, JobRecord};
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 
+pub use self::event::{Action, Event};
 pub use self::history::{CheckpointRecord, HISTORY_MAX, History, Outcome};
 use crate::time::{Duration, Time, Timers};
 
@@ -23,131 +25,6 @@ use crate::time::{Duration, Time, Timers};
 const RETRY: Duration = Duration::from_millis(500);
 /// How many tasks a message about missing acknowledgements names.
 const TASKS_NAMED_MAX: usize = 5;
-
-/// What the coordinator is told.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// Every task of the job runs or has finished: checkpoints may begin.
-    TasksReady {
-        /// All of them, with the attempts that may acknowledge.
-        participants: BTreeMap<TaskId, AttemptId>,
-    },
-    /// Every task has finished: the final checkpoint begins at once.
-    AllFinished,
-    /// Some tasks do not run any more: what is not yet being published is given up.
-    TasksLost {
-        /// Why, for the history.
-        reason: String,
-    },
-    /// A task's part is stored.
-    Acknowledged(CheckpointAcknowledgement),
-    /// A task cannot take part.
-    Declined {
-        /// Who speaks.
-        attempt: AttemptId,
-        /// Which task.
-        task: TaskId,
-        /// Which checkpoint.
-        checkpoint: CheckpointId,
-        /// Why.
-        reason: String,
-    },
-    /// The metadata object is stored.
-    MetadataWritten {
-        /// Whose.
-        checkpoint: CheckpointId,
-        /// The object.
-        object: ObjectRef,
-    },
-    /// The metadata object could not be stored.
-    MetadataFailed {
-        /// Whose.
-        checkpoint: CheckpointId,
-        /// Why.
-        reason: String,
-    },
-    /// The pointer's write succeeded.
-    Published {
-        /// Which.
-        checkpoint: CheckpointId,
-    },
-    /// The pointer's write was refused and has certainly changed nothing.
-    PublishRefused {
-        /// Which.
-        checkpoint: CheckpointId,
-        /// Why.
-        reason: String,
-    },
-    /// Whether the pointer was written is not known.
-    PublishUnknown {
-        /// Which.
-        checkpoint: CheckpointId,
-    },
-    /// The pointers were read back.
-    PointersRead {
-        /// After the write of this one.
-        checkpoint: CheckpointId,
-        /// What the registry holds.
-        pointers: CheckpointPointers,
-    },
-    /// The pointers could not be read back.
-    PointersUnreadable {
-        /// After the write of this one.
-        checkpoint: CheckpointId,
-    },
-    /// A task has committed everything up to a checkpoint.
-    Committed {
-        /// Who speaks.
-        attempt: AttemptId,
-        /// Which task.
-        task: TaskId,
-        /// Up to which.
-        checkpoint: CheckpointId,
-    },
-}
-
-/// What the coordinator wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Announce it to every task.
-    Trigger(CheckpointId),
-    /// Tell every task that it will never be published.
-    Abort(CheckpointId),
-    /// Store the metadata object.
-    WriteMetadata(CheckpointMetadata),
-    /// Write the pointers, under the leader's fence.
-    Publish {
-        /// The new one among them.
-        checkpoint: CheckpointId,
-        /// All that are to be there.
-        pointers: CheckpointPointers,
-    },
-    /// Read the pointers: a reply was lost.
-    ReadPointers {
-        /// The one in doubt.
-        checkpoint: CheckpointId,
-    },
-    /// Tell every task that it is published.
-    Complete(CheckpointId),
-    /// Delete what only these name.
-    Delete {
-        /// No pointer names them any more.
-        obsolete: Vec<CheckpointPointer>,
-        /// Whatever these name stays.
-        retained: Vec<CheckpointPointer>,
-    },
-    /// For logs: it is published.
-    Completed(CheckpointRecord),
-    /// For logs: it was given up.
-    Failed(CheckpointRecord),
-    /// More checkpoints failed in a row than is tolerable.
-    FailJob {
-        /// The last failure.
-        reason: String,
-    },
-    /// The final checkpoint is published and every task has confirmed its commit.
-    Finished,
-}
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -297,18 +174,7 @@ impl Coordinator {
             Event::PointersRead {
                 checkpoint,
                 pointers,
-            } => {
-                let there = pointers
-                    .completed
-                    .iter()
-                    .any(|found| found.checkpoint == checkpoint);
-                if there {
-                    self.published(now, checkpoint);
-                } else if self.is_publishing(checkpoint) {
-                    // The lost write may still land; writing the same again is right either way.
-                    self.publish();
-                }
-            }
+            } => self.pointers_read(now, checkpoint, &pointers),
             Event::PointersUnreadable { checkpoint } => {
                 if self.is_publishing(checkpoint) {
                     self.timers.set(Timer::ReadBack, now + RETRY);
@@ -608,6 +474,22 @@ impl Coordinator {
                 .push_back(Action::Delete { obsolete, retained });
         }
         self.schedule(now);
+    }
+
+    /// The pointers were read back after a lost reply.
+    fn pointers_read(
+        &mut self,
+        now: Time,
+        checkpoint: CheckpointId,
+        pointers: &CheckpointPointers,
+    ) {
+        let mut completed = pointers.completed.iter();
+        if completed.any(|found| found.checkpoint == checkpoint) {
+            self.published(now, checkpoint);
+        } else if self.is_publishing(checkpoint) {
+            // The lost write may still land; writing the same again is right either way.
+            self.publish();
+        }
     }
 
     fn committed(&mut self, attempt: AttemptId, task: TaskId, checkpoint: CheckpointId) {

@@ -6,27 +6,30 @@
 
 mod adoption;
 mod deploy;
+mod ending;
+mod event;
 mod failure;
 mod history;
 mod phase;
+mod settle;
+mod tasks;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use tidemill_protocol::control::{
-    Command, DeployTimings, RunningTask, TaskFailure, TaskProgress, TaskState,
-};
-use tidemill_protocol::manifest::CheckpointMetadata;
-use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord, JobState};
+use tidemill_protocol::control::{Command, DeployTimings, TaskFailure, TaskProgress};
+use tidemill_protocol::record::{CheckpointPointers, JobRecord, JobState};
 use tidemill_protocol::{
     AttemptId, CheckpointId, Epoch, ExecutionGraph, JobId, TaskId, TaskManagerId,
 };
 
 pub use self::deploy::Resources;
+use self::ending::terminal_phase;
+pub use self::event::{Action, Event};
 pub use self::history::{JobHistory, NOTES_MAX, Note, RECOVERIES_MAX, Recovery};
 pub use self::phase::Phase;
-use crate::checkpoint::{self, Coordinator};
+use crate::checkpoint::Coordinator;
 use crate::graph::regions;
 use crate::restart::Restarts;
 use crate::scheduler::{self, Placements, Shortfall};
@@ -34,117 +37,9 @@ use crate::time::{Duration, Time, Timers};
 
 /// Before a failed write to the registry or read from the store is tried again.
 const RETRY: Duration = Duration::from_secs(1);
-
-/// What a job is told.
-#[derive(Clone, Debug)]
-pub enum Event {
-    /// A task changed state.
-    TaskState {
-        /// Who says so.
-        from: TaskManagerId,
-        /// The attempt that speaks.
-        attempt: AttemptId,
-        /// Which task.
-        task: TaskId,
-        /// Its state.
-        state: TaskState,
-    },
-    /// Something happened to a checkpoint; acknowledgements and commits among it.
-    Checkpoint(checkpoint::Event),
-    /// What a task has done so far.
-    Progress(TaskProgress),
-    /// A TaskManager registered, and runs these tasks of the job.
-    Registered {
-        /// Who.
-        from: TaskManagerId,
-        /// This job's tasks on it.
-        running: Vec<RunningTask>,
-    },
-    /// A TaskManager's control stream broke; it may come back with everything that it runs.
-    Suspected(TaskManagerId),
-    /// A TaskManager is gone with everything on it.
-    TaskManagerLost {
-        /// Which.
-        id: TaskManagerId,
-        /// Why, for people.
-        reason: String,
-    },
-    /// The data connection between two TaskManagers broke under an attempt, and both live.
-    ChannelBroken {
-        /// Which attempt.
-        attempt: AttemptId,
-        /// What happened, for people.
-        cause: String,
-    },
-    /// A user asks for the job's end.
-    Cancel,
-    /// The last record given out is stored.
-    RecordStored,
-    /// The last record given out may not be stored.
-    RecordFailed {
-        /// Why.
-        reason: String,
-    },
-    /// The metadata of a completed checkpoint was read.
-    MetadataLoaded(CheckpointMetadata),
-    /// The metadata of a completed checkpoint is missing or damaged.
-    MetadataDamaged {
-        /// Which.
-        checkpoint: CheckpointId,
-        /// What is wrong with it.
-        reason: String,
-    },
-    /// The store did not answer; the metadata may well be there.
-    MetadataUnavailable {
-        /// Which.
-        checkpoint: CheckpointId,
-        /// Why.
-        reason: String,
-    },
-}
-
-/// What a job wants.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// Say this to a TaskManager.
-    Send {
-        /// To whom.
-        to: TaskManagerId,
-        /// What.
-        command: Command,
-    },
-    /// Store the record. One at a time.
-    StoreRecord(JobRecord),
-    /// Store a checkpoint's metadata object.
-    WriteMetadata(CheckpointMetadata),
-    /// Write the pointers, under the leader's fence.
-    PublishPointers {
-        /// The new one among them.
-        checkpoint: CheckpointId,
-        /// All that are to be there.
-        pointers: CheckpointPointers,
-    },
-    /// Read the pointers: a reply was lost.
-    ReadPointers {
-        /// The one in doubt.
-        checkpoint: CheckpointId,
-    },
-    /// Read a completed checkpoint's metadata object.
-    LoadMetadata(CheckpointPointer),
-    /// Delete what only the obsolete checkpoints name.
-    DeleteCheckpoints {
-        /// No pointer names them any more.
-        obsolete: Vec<CheckpointPointer>,
-        /// Whatever these name stays.
-        retained: Vec<CheckpointPointer>,
-    },
-    /// The job has ended and that is stored: delete its checkpoints and their pointers.
-    DeleteJobObjects,
-    /// The wish to cancel is stored.
-    CancelStored,
-    /// For logs.
-    Note(Note),
-}
+/// How long a deployed task may take to run: fetching and compiling its module, reading its image. Something hangs when
+/// it takes longer.
+const DEPLOY_TIMEOUT: Duration = Duration::from_secs(600);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 enum Timer {
@@ -156,6 +51,8 @@ enum Timer {
     StoreAgain,
     /// The metadata is read again.
     LoadAgain,
+    /// Tasks that were deployed long ago should run by now.
+    Deploy,
 }
 
 /// How one region is.
@@ -179,6 +76,8 @@ struct Region {
     attempt: Option<AttemptId>,
     /// What that attempt went back to.
     restored: Option<CheckpointId>,
+    /// When that attempt was sent out.
+    deployed_at: Time,
 }
 
 impl Region {
@@ -331,6 +230,7 @@ impl Job {
             state,
             attempt: None,
             restored: None,
+            deployed_at: Time::ZERO,
         };
         let adopting = state == RegionState::Adopting;
         Self {
@@ -437,6 +337,7 @@ impl Job {
                 Timer::Adoption => self.adoption_over(now),
                 Timer::StoreAgain => self.store_record(),
                 Timer::LoadAgain => self.loading = None,
+                Timer::Deploy => self.deployments_overdue(now),
             }
         }
         self.coordinator.handle_timeout(now);
@@ -573,320 +474,5 @@ impl Job {
                 }
             }
         }
-    }
-
-    fn task_state(
-        &mut self,
-        now: Time,
-        from: &TaskManagerId,
-        attempt: AttemptId,
-        task: TaskId,
-        state: TaskState,
-    ) {
-        let Some(region) = self.region_of(task) else {
-            return;
-        };
-        if self.regions[region].state == RegionState::Adopting && self.phase.is_active() {
-            let running = RunningTask {
-                job: self.record.id,
-                attempt,
-                task,
-                state,
-            };
-            self.report(now, from, running);
-            return;
-        }
-        let current = self.regions[region].attempt == Some(attempt)
-            && self.regions[region].is_live()
-            && self.placements.get(&task) == Some(from)
-            && self.phase.is_active();
-        if !current {
-            // What should not be there is stopped again; its first cancellation may have been lost. A late word of a
-            // job that has ended well is not worth an answer.
-            if !matches!(state, TaskState::Cancelled) && self.phase != Phase::Cancelling {
-                self.stop(from, attempt, task);
-            }
-            return;
-        }
-        if self.coordinator.is_done(task) {
-            return;
-        }
-        match state {
-            TaskState::Deploying => {}
-            TaskState::Running { timings } => self.task_runs(task, TaskStatus::Running, timings),
-            TaskState::Finished => {
-                let timings = self.tasks[&task].timings;
-                self.task_runs(task, TaskStatus::Finished, timings);
-            }
-            TaskState::Failed(failure) => self.task_failed(now, from, task, failure),
-            TaskState::Unrestorable { reason } => self.unrestorable(now, region, reason),
-            TaskState::Cancelled => self.task_gone(now, from, task),
-        }
-    }
-
-    /// Stops one task of one attempt.
-    fn stop(&mut self, on: &TaskManagerId, attempt: AttemptId, task: TaskId) {
-        let job = self.record.id;
-        self.send(
-            on,
-            Command::Cancel {
-                job,
-                attempt,
-                tasks: [task].into(),
-            },
-        );
-    }
-
-    fn task_runs(&mut self, id: TaskId, status: TaskStatus, timings: DeployTimings) {
-        if let Some(task) = self.tasks.get_mut(&id)
-            && task.status < status
-        {
-            task.status = status;
-            task.timings = timings;
-        }
-    }
-
-    fn progress(&mut self, progress: TaskProgress) {
-        if self.attempt(progress.task) == Some(progress.attempt)
-            && let Some(task) = self.tasks.get_mut(&progress.task)
-        {
-            task.progress = Some(progress);
-        }
-    }
-
-    fn cancel(&mut self, now: Time) {
-        if self.phase.is_active() {
-            self.record.state = JobState::Cancelling;
-            self.become_phase(now, Phase::Cancelling);
-            self.timers.stop(Timer::Restart);
-            self.timers.stop(Timer::Adoption);
-            self.store_record();
-        } else if self.phase == Phase::Cancelling && self.record_in_flight.is_none() {
-            self.store_record();
-        }
-    }
-
-    /// How the job ended is decided: stops everything, stores that, and cleans up once it is stored.
-    fn end(&mut self, now: Time, state: JobState) {
-        if let JobState::Failed { reason } = &state {
-            let reason = reason.clone();
-            self.note(now, Note::Failed { reason });
-        }
-        self.record.state = state;
-        self.become_phase(now, Phase::Ending);
-        self.timers.stop_all();
-        let reason = "the job has ended".into();
-        self.coordinator
-            .handle(now, checkpoint::Event::TasksLost { reason });
-        for region in 0..self.regions.len() {
-            self.stop_region(region);
-            self.regions[region].state = RegionState::Pending;
-        }
-        for report in core::mem::take(&mut self.reports) {
-            self.stop(&report.1.from, report.1.attempt, report.0);
-        }
-        self.placements.clear();
-        self.shortfall = None;
-        self.store_record();
-    }
-
-    /// Stops the tasks of a region's attempt, wherever they are.
-    fn stop_region(&mut self, region: usize) {
-        let Some(attempt) = self.regions[region].attempt else {
-            return;
-        };
-        let job = self.record.id;
-        for (host, tasks) in self.hosts(region) {
-            self.send(
-                &host,
-                Command::Cancel {
-                    job,
-                    attempt,
-                    tasks,
-                },
-            );
-        }
-        for task in &self.region_tasks[region] {
-            let task = self
-                .tasks
-                .get_mut(task)
-                .expect("every task of a region is the job's");
-            let ends_well = task.status == TaskStatus::Finished && self.phase == Phase::Ending;
-            if task.status != TaskStatus::Failed && !ends_well {
-                task.status = match self.phase {
-                    Phase::Ending => TaskStatus::Cancelled,
-                    _ => TaskStatus::Idle,
-                };
-            }
-        }
-    }
-
-    fn store_record(&mut self) {
-        self.timers.stop(Timer::StoreAgain);
-        self.record_changed = self.record_in_flight.is_some();
-        if self.record_in_flight.is_none() {
-            self.record_in_flight = Some(self.record.state.clone());
-            self.actions
-                .push_back(Action::StoreRecord(self.record.clone()));
-        }
-    }
-
-    fn record_stored(&mut self, now: Time) {
-        let Some(stored) = self.record_in_flight.take() else {
-            return;
-        };
-        if self.record_changed {
-            self.store_record();
-        }
-        if stored == JobState::Cancelling && self.phase == Phase::Cancelling {
-            self.actions.push_back(Action::CancelStored);
-            self.end(now, JobState::Cancelled);
-        } else if stored.is_terminal() && self.phase == Phase::Ending {
-            self.ended_at = Some(now);
-            self.become_phase(now, terminal_phase(&stored));
-        }
-    }
-
-    fn become_phase(&mut self, now: Time, to: Phase) {
-        let from = self.phase;
-        if from != to {
-            debug_assert!(
-                from.may_become(to),
-                "{from:?} → {to:?} is no step of a job's life"
-            );
-            self.phase = to;
-            self.note(now, Note::Phase { from, to });
-        }
-    }
-
-    /// After every fact: what the coordinator wants is done, and the phase is what the regions say.
-    fn settle(&mut self, now: Time) {
-        self.drain_coordinator(now);
-        for region in 0..self.regions.len() {
-            self.settle_region(now, region);
-        }
-        self.settle_phase(now);
-        self.settle_readiness(now);
-        self.drain_coordinator(now);
-        self.settle_phase(now);
-        if self.phase.is_terminal() && !self.cleaned && !self.coordinator.is_publication_pending() {
-            self.cleaned = true;
-            self.actions.push_back(Action::DeleteJobObjects);
-        }
-    }
-
-    fn settle_phase(&mut self, now: Time) {
-        if !self.phase.is_active() {
-            return;
-        }
-        let any = |state| self.regions.iter().any(|region| region.state == state);
-        let has_run = self.regions.iter().any(|region| region.attempt.is_some());
-        let finished = |task: &Task| task.status == TaskStatus::Finished;
-        let phase = if any(RegionState::Adopting) {
-            Phase::Adopting
-        } else if any(RegionState::Delayed) {
-            Phase::Restarting
-        } else if any(RegionState::Pending) {
-            if self.shortfall.is_some() || !has_run {
-                Phase::Waiting
-            } else {
-                Phase::Restarting
-            }
-        } else if any(RegionState::Deploying) {
-            Phase::Deploying
-        } else if self.tasks.values().all(finished) {
-            Phase::Finishing
-        } else {
-            Phase::Running
-        };
-        self.become_phase(now, phase);
-    }
-
-    /// Tells the coordinator when checkpoints may begin.
-    fn settle_readiness(&mut self, now: Time) {
-        let reachable = !self
-            .placements
-            .values()
-            .any(|place| self.suspected.contains(place));
-        if !matches!(self.phase, Phase::Running | Phase::Finishing) || !reachable {
-            return;
-        }
-        if !self.coordinator.is_ready() {
-            let attempt = |task: &TaskId| Some((*task, self.attempt(*task)?));
-            let participants = self.tasks.keys().filter_map(attempt).collect();
-            self.coordinator
-                .handle(now, checkpoint::Event::TasksReady { participants });
-        }
-        if self.phase == Phase::Finishing && !self.coordinator.is_finishing() {
-            self.coordinator.handle(now, checkpoint::Event::AllFinished);
-        }
-    }
-
-    fn drain_coordinator(&mut self, now: Time) {
-        while let Some(action) = self.coordinator.poll_action() {
-            match action {
-                checkpoint::Action::Trigger(checkpoint) => {
-                    self.announce(|job, attempt| Command::TriggerCheckpoint {
-                        job,
-                        attempt,
-                        checkpoint,
-                    })
-                }
-                checkpoint::Action::Abort(checkpoint) => {
-                    self.announce(|job, attempt| Command::AbortCheckpoint {
-                        job,
-                        attempt,
-                        checkpoint,
-                    })
-                }
-                checkpoint::Action::Complete(checkpoint) => {
-                    self.announce(|job, attempt| Command::CompleteCheckpoint {
-                        job,
-                        attempt,
-                        checkpoint,
-                    })
-                }
-                checkpoint::Action::WriteMetadata(metadata) => {
-                    self.actions.push_back(Action::WriteMetadata(metadata));
-                }
-                checkpoint::Action::Publish {
-                    checkpoint,
-                    pointers,
-                } => {
-                    self.actions.push_back(Action::PublishPointers {
-                        checkpoint,
-                        pointers,
-                    });
-                }
-                checkpoint::Action::ReadPointers { checkpoint } => {
-                    self.actions.push_back(Action::ReadPointers { checkpoint });
-                }
-                checkpoint::Action::Delete { obsolete, retained } => {
-                    self.actions
-                        .push_back(Action::DeleteCheckpoints { obsolete, retained });
-                }
-                checkpoint::Action::Completed(record) => {
-                    self.has_completed = true;
-                    self.note(now, Note::Checkpoint(record));
-                }
-                checkpoint::Action::Failed(record) => self.note(now, Note::Checkpoint(record)),
-                checkpoint::Action::FailJob { reason } => {
-                    self.checkpoints_failed(now, &reason);
-                }
-                checkpoint::Action::Finished => {
-                    if self.phase.is_active() {
-                        self.end(now, JobState::Finished);
-                    }
-                }
-            }
-        }
-    }
-}
-
-fn terminal_phase(state: &JobState) -> Phase {
-    match state {
-        JobState::Cancelled => Phase::Cancelled,
-        JobState::Failed { .. } => Phase::Failed,
-        JobState::Finished | JobState::Active | JobState::Cancelling => Phase::Finished,
     }
 }

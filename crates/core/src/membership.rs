@@ -15,7 +15,7 @@ use crate::time::Time;
 const LOST_REMEMBERED_MAX: usize = 32;
 
 /// A control connection, numbered by whoever accepts them. Never used twice in a leader's life.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ConnectionId(pub u64);
 
 /// How a connection to a TaskManager was lost.

@@ -12,7 +12,7 @@ use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
-use super::{Action, Job, Note, RegionState, Task, TaskStatus};
+use super::{Action, DEPLOY_TIMEOUT, Job, Note, RegionState, Task, TaskStatus, Timer};
 use crate::recovery::{self, NoPlan, RegionPlan, Situation};
 use crate::scheduler::Pair;
 use crate::time::Time;
@@ -130,6 +130,8 @@ impl Job {
         state.attempt = Some(attempt);
         state.state = RegionState::Deploying;
         state.restored = restore;
+        state.deployed_at = now;
+        self.timers.set(Timer::Deploy, now + DEPLOY_TIMEOUT);
         let locations = plan.placements.iter().map(|(task, place)| TaskLocation {
             task: *task,
             task_manager: place.clone(),

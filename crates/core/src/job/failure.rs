@@ -8,7 +8,9 @@ use tidemill_protocol::control::{Blame, DeployTimings, TaskFailure};
 use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
-use super::{Job, LastFailure, Note, Recovery, Region, RegionState, TaskStatus, Timer};
+use super::{
+    DEPLOY_TIMEOUT, Job, LastFailure, Note, Recovery, Region, RegionState, TaskStatus, Timer,
+};
 use crate::checkpoint;
 use crate::recovery::failed_regions;
 use crate::restart::Decision;
@@ -96,6 +98,28 @@ impl Job {
             self.blame_cluster(now, cause);
             let tasks = self.region_tasks[region].clone();
             self.fail(now, &tasks, cause, 0);
+        }
+    }
+
+    /// Regions that were deployed too long ago and do not run are started again.
+    pub(super) fn deployments_overdue(&mut self, now: Time) {
+        let overdue = |region: &Region| {
+            region.state == RegionState::Deploying
+                && now.since(region.deployed_at) >= DEPLOY_TIMEOUT
+        };
+        let waits = |task: &TaskId| self.tasks[task].status == TaskStatus::Deploying;
+        let regions = self.regions.iter().zip(&self.region_tasks);
+        let late: BTreeSet<TaskId> = regions
+            .filter(|(region, _)| overdue(region))
+            .flat_map(|(_, tasks)| tasks.iter().copied().filter(waits))
+            .collect();
+        if let Some(first) = late.first() {
+            let count = late.len();
+            let cause = format!(
+                "{count} tasks, {first} among them, did not run {DEPLOY_TIMEOUT:?} after their deployment"
+            );
+            self.blame_cluster(now, &cause);
+            self.fail(now, &late, &cause, 0);
         }
     }
 

@@ -152,14 +152,11 @@ impl fmt::Display for Note {
                 moved,
                 checkpoint,
             } => {
+                let from = Start(*checkpoint);
                 write!(
                     f,
-                    "attempt {attempt}: {tasks} tasks ({moved} moved) start from "
-                )?;
-                match checkpoint {
-                    Some(checkpoint) => write!(f, "checkpoint {checkpoint}"),
-                    None => f.write_str("the beginning"),
-                }
+                    "attempt {attempt}: {tasks} tasks ({moved} moved) start from {from}"
+                )
             }
             Self::Recovered {
                 attempt,
@@ -170,15 +167,7 @@ impl fmt::Display for Note {
                 "attempt {attempt} runs, {after:?} after the failure was seen (module {} µs, images read {} µs, restored {} µs)",
                 timings.module_us, timings.fetch_us, timings.restore_us
             ),
-            Self::Checkpoint(record) => match &record.outcome {
-                Outcome::Failed { reason } => {
-                    write!(f, "checkpoint {} was given up: {reason}", record.id)
-                }
-                Outcome::Completed | Outcome::InProgress => {
-                    let duration = record.ended.unwrap_or(record.started).since(record.started);
-                    write!(f, "checkpoint {} is complete after {duration:?}", record.id)
-                }
-            },
+            Self::Checkpoint(record) => fmt_checkpoint(record, f),
             Self::CheckpointDamaged { checkpoint, reason } => write!(
                 f,
                 "checkpoint {checkpoint} cannot be used, so the one before is: output committed since that one may appear again ({reason})"
@@ -187,6 +176,27 @@ impl fmt::Display for Note {
             Self::Failed { reason } => write!(f, "the job has failed: {reason}"),
         }
     }
+}
+
+/// What an attempt starts from.
+struct Start(Option<CheckpointId>);
+
+impl fmt::Display for Start {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.0 {
+            Some(checkpoint) => write!(f, "checkpoint {checkpoint}"),
+            None => f.write_str("the beginning"),
+        }
+    }
+}
+
+fn fmt_checkpoint(record: &CheckpointRecord, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+    let id = record.id;
+    if let Outcome::Failed { reason } = &record.outcome {
+        return write!(f, "checkpoint {id} was given up: {reason}");
+    }
+    let duration = record.ended.unwrap_or(record.started).since(record.started);
+    write!(f, "checkpoint {id} is complete after {duration:?}")
 }
 
 /// One recovery: from a failure until every task of the failed regions ran again.

@@ -51,6 +51,8 @@ pub(crate) struct Cluster {
     pub(crate) notes: Vec<String>,
     /// Checkpoints that were damaged: only then an older one is gone back to.
     pub(crate) fallbacks: u32,
+    /// The JobManager does so many more things and then hangs, until it is restarted.
+    pub(crate) halt_after: Option<u32>,
     metadata: BTreeMap<(JobId, CheckpointId), CheckpointMetadata>,
     epoch: u64,
     connections: u64,
@@ -92,6 +94,7 @@ impl Cluster {
             refused: vec![],
             notes: vec![],
             fallbacks: 0,
+            halt_after: None,
             metadata: BTreeMap::new(),
             epoch: 1,
             connections: 0,
@@ -166,6 +169,7 @@ impl Cluster {
     /// The JobManager dies and is started again; TaskManagers have not met it yet.
     pub(crate) fn restart_jobmanager(&mut self) {
         self.epoch += 1;
+        self.halt_after = None;
         self.to_leader.clear();
         self.results.clear();
         self.publications.clear();
@@ -262,6 +266,12 @@ impl Cluster {
     pub(crate) fn run(&mut self) {
         let mut steps = 0;
         loop {
+            if let Some(left) = &mut self.halt_after {
+                if *left == 0 {
+                    return;
+                }
+                *left -= 1;
+            }
             if let Some(action) = self.leader.poll_action() {
                 self.perform(action);
             } else if let Some((connection, message)) = self.to_leader.pop_front() {
@@ -330,17 +340,7 @@ impl Cluster {
                 };
                 self.answer_checkpoint(job, event);
             }
-            Action::LoadMetadata { job, pointer } => {
-                let checkpoint = pointer.checkpoint;
-                let result = if self.metadata_damaged.contains(&checkpoint) {
-                    self.fallbacks += 1;
-                    let reason = "checksum".to_owned();
-                    job::Event::MetadataDamaged { checkpoint, reason }
-                } else {
-                    job::Event::MetadataLoaded(self.metadata[&(job, checkpoint)].clone())
-                };
-                self.answer(job, result);
-            }
+            Action::LoadMetadata { job, pointer } => self.load_metadata(job, pointer.checkpoint),
             Action::DeleteCheckpoints {
                 job,
                 obsolete,
@@ -361,17 +361,29 @@ impl Cluster {
             Action::ForgetJob { job } => {
                 self.records.remove(&job);
             }
-            Action::Note(note) => {
-                if let Note::Job {
-                    note: job::Note::CheckpointDamaged { .. },
-                    ..
-                } = &note
-                {
-                    self.fallbacks += 1;
-                }
-                self.notes.push(note.to_string());
-            }
+            Action::Note(note) => self.note(&note),
         }
+    }
+
+    fn note(&mut self, note: &Note) {
+        if let Note::Job {
+            note: job::Note::CheckpointDamaged { .. },
+            ..
+        } = note
+        {
+            self.fallbacks += 1;
+        }
+        self.notes.push(note.to_string());
+    }
+
+    fn load_metadata(&mut self, job: JobId, checkpoint: CheckpointId) {
+        let result = if self.metadata_damaged.contains(&checkpoint) {
+            let reason = "checksum".to_owned();
+            job::Event::MetadataDamaged { checkpoint, reason }
+        } else {
+            job::Event::MetadataLoaded(self.metadata[&(job, checkpoint)].clone())
+        };
+        self.answer(job, result);
     }
 
     fn store_record(&mut self, record: JobRecord) {

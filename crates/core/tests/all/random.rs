@@ -58,6 +58,9 @@ fn step(cluster: &mut Cluster, dice: &mut Dice) {
             }
         }
         6 => {
+            // It dies in the midst of things: some were done, the others and all replies are lost.
+            cluster.halt_after = Some(dice.roll(40) as u32);
+            cluster.advance(Duration::from_millis(dice.roll(2000)));
             cluster.restart_jobmanager();
             if dice.roll(2) == 0 {
                 cluster.connect_all();

@@ -117,6 +117,19 @@ fn a_taskmanager_dies_while_tasks_are_being_deployed() {
 }
 
 #[test]
+fn a_deployment_that_never_gets_to_run_is_made_again() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    cluster.behaviour.deployments_stall = true;
+    cluster.submit(record(JOB), graph(4, Routing::AllToAll));
+    cluster.seconds(599);
+    assert_eq!(cluster.phase(JOB), Phase::Deploying);
+    cluster.behaviour.deployments_stall = false;
+    cluster.seconds(2);
+    assert_eq!(cluster.phase(JOB), Phase::Running);
+    assert!(cluster.noted("8 tasks, 0/0 among them, did not run 600s after their deployment"));
+}
+
+#[test]
 fn a_taskmanager_dies_while_a_checkpoint_is_in_flight_which_is_given_up() {
     let mut cluster = checkpointed();
     cluster.behaviour.captures_stall = true;

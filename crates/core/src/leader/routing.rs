@@ -1,0 +1,241 @@
+//! From TaskManagers to jobs: who registers, what they say, and what it means that they are gone.
+
+use alloc::collections::BTreeMap;
+use alloc::format;
+use alloc::string::String;
+use alloc::vec::Vec;
+use tidemill_protocol::control::{Command, Registration, ToLeader};
+use tidemill_protocol::{AttemptId, JobId, TaskManagerId};
+
+use super::{Action, BROKEN_CHANNEL_GRACE, BrokenChannel, KEEP_APART, Leader, Note};
+use crate::checkpoint;
+use crate::job;
+use crate::membership::{ConnectionId, HowLost, Registered};
+use crate::scheduler::Pair;
+use crate::time::Time;
+
+impl Leader {
+    pub(super) fn registering(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        registration: Registration,
+    ) {
+        let (id, incarnation) = (registration.id.clone(), registration.incarnation);
+        let (slots, address) = (registration.slots, registration.data_address.clone());
+        let mut running: BTreeMap<JobId, Vec<_>> = BTreeMap::new();
+        for task in &registration.running {
+            running.entry(task.job).or_default().push(task.clone());
+        }
+        let replaced = match self.membership.register(now, connection, registration) {
+            Ok(Registered::New) => None,
+            Ok(Registered::Again { old }) => Some(old),
+            Ok(Registered::Superseded { old, incarnation }) => {
+                self.lost(
+                    now,
+                    &id,
+                    &format!("it was started again (life {incarnation} is over)"),
+                );
+                Some(old)
+            }
+            Err(refusal) => {
+                let reason = format!("{refusal}");
+                self.actions
+                    .push_back(Action::RefuseTaskManager { connection, reason });
+                return;
+            }
+        };
+        if let Some(connection) = replaced.filter(|old| *old != connection) {
+            let reason = "it registered again on another connection".into();
+            self.actions
+                .push_back(Action::CloseTaskManager { connection, reason });
+        }
+        self.actions
+            .push_back(Action::AcceptTaskManager { connection });
+        let joined = Note::TaskManagerJoined {
+            id: id.clone(),
+            incarnation,
+            slots,
+            address,
+        };
+        self.actions.push_back(Action::Note(joined));
+        for (job, state) in &mut self.jobs {
+            let running = running.remove(job).unwrap_or_default();
+            state.handle(
+                now,
+                job::Event::Registered {
+                    from: id.clone(),
+                    running,
+                },
+            );
+        }
+        for task in running.into_values().flatten() {
+            self.cancel_orphan(connection, task.job, task.attempt);
+        }
+    }
+
+    /// Stops what belongs to no job that this leader knows.
+    pub(super) fn cancel_orphan(
+        &mut self,
+        connection: ConnectionId,
+        job: JobId,
+        attempt: AttemptId,
+    ) {
+        let command = Command::Cancel {
+            job,
+            attempt,
+            tasks: Vec::new(),
+        };
+        self.send(connection, command);
+    }
+
+    pub(super) fn message(&mut self, now: Time, connection: ConnectionId, message: ToLeader) {
+        let Some(member) = self.membership.at(connection) else {
+            return;
+        };
+        let from = member.registration.id.clone();
+        match message {
+            // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
+            ToLeader::Register(_) | ToLeader::Logs { .. } => {}
+            ToLeader::TaskState {
+                job,
+                attempt,
+                task,
+                state,
+            } => {
+                if self.jobs.contains_key(&job) {
+                    let event = job::Event::TaskState {
+                        from,
+                        attempt,
+                        task,
+                        state,
+                    };
+                    self.tell(now, job, event);
+                } else {
+                    self.cancel_orphan(connection, job, attempt);
+                }
+            }
+            ToLeader::CheckpointAcknowledged(acknowledgement) => {
+                let job = acknowledgement.job;
+                let event = checkpoint::Event::Acknowledged(acknowledgement);
+                self.tell(now, job, job::Event::Checkpoint(event));
+            }
+            ToLeader::CheckpointDeclined {
+                job,
+                attempt,
+                task,
+                checkpoint,
+                reason,
+            } => {
+                let event = checkpoint::Event::Declined {
+                    attempt,
+                    task,
+                    checkpoint,
+                    reason,
+                };
+                self.tell(now, job, job::Event::Checkpoint(event));
+            }
+            ToLeader::Committed {
+                job,
+                attempt,
+                task,
+                checkpoint,
+            } => {
+                let event = checkpoint::Event::Committed {
+                    attempt,
+                    task,
+                    checkpoint,
+                };
+                self.tell(now, job, job::Event::Checkpoint(event));
+            }
+            ToLeader::ChannelBroken {
+                job,
+                attempt,
+                peer,
+                reason,
+            } => {
+                let due = now + BROKEN_CHANNEL_GRACE;
+                let ends = (from, peer);
+                self.suspect_channel(BrokenChannel {
+                    due,
+                    job,
+                    attempt,
+                    ends,
+                    reason,
+                });
+            }
+            ToLeader::Report(report) => {
+                for progress in report.tasks {
+                    self.tell(now, progress.job, job::Event::Progress(progress));
+                }
+            }
+        }
+    }
+
+    /// Remembers a broken channel until a death explains it or the grace is over. One for each attempt is enough.
+    fn suspect_channel(&mut self, broken: BrokenChannel) {
+        let same =
+            |known: &BrokenChannel| (known.job, known.attempt) == (broken.job, broken.attempt);
+        if !self.broken.iter().any(same) {
+            self.broken.push(broken);
+        }
+    }
+
+    pub(super) fn connection_lost(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        how: HowLost,
+        reason: &str,
+    ) {
+        let Some(id) = self
+            .membership
+            .at(connection)
+            .map(|member| member.registration.id.clone())
+        else {
+            return;
+        };
+        if self
+            .membership
+            .connection_lost(now, connection, how, reason)
+            .is_some()
+        {
+            self.lost(now, &id, reason);
+        } else {
+            self.actions
+                .push_back(Action::Note(Note::TaskManagerSuspected {
+                    id: id.clone(),
+                    reason: reason.into(),
+                }));
+            self.tell_all(now, &job::Event::Suspected(id));
+        }
+    }
+
+    pub(super) fn lost(&mut self, now: Time, id: &TaskManagerId, reason: &str) {
+        let (id, reason) = (id.clone(), String::from(reason));
+        let note = Note::TaskManagerLost {
+            id: id.clone(),
+            reason: reason.clone(),
+        };
+        self.actions.push_back(Action::Note(note));
+        self.tell_all(now, &job::Event::TaskManagerLost { id, reason });
+    }
+
+    /// The grace is over: if both ends still live, they cannot reach each other and are kept apart.
+    pub(super) fn channel_broken(&mut self, now: Time, broken: BrokenChannel) {
+        let BrokenChannel {
+            job,
+            attempt,
+            ends: (one, other),
+            reason,
+            ..
+        } = broken;
+        let live = |id| self.membership.member(id).is_some();
+        if live(&one) && live(&other) {
+            let cause = format!("the data connection between {one} and {other} broke: {reason}");
+            self.keep_apart
+                .insert(Pair::new(one, other), now + KEEP_APART);
+            self.tell(now, job, job::Event::ChannelBroken { attempt, cause });
+        }
+    }
+}
