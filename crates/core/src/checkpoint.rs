@@ -508,6 +508,12 @@ impl Coordinator {
         }
     }
 
+    /// Whether the final checkpoint is published and commits are being confirmed.
+    #[must_use]
+    pub fn is_committing(&self) -> bool {
+        self.committing.is_some()
+    }
+
     /// Whether a task has nothing left to do: the final checkpoint is published and it has confirmed its commit.
     #[must_use]
     pub fn is_done(&self, task: TaskId) -> bool {

@@ -79,7 +79,9 @@ impl Job {
     }
 
     pub(super) fn suspect(&mut self, now: Time, id: TaskManagerId) {
-        if self.placements.values().any(|place| *place == id) {
+        // Nothing is in flight while commits are confirmed; whoever comes back is asked again.
+        let affected = self.placements.values().any(|place| *place == id);
+        if affected && !self.coordinator.is_committing() {
             let reason = format!("the control stream of TaskManager {id} broke");
             self.coordinator
                 .handle(now, checkpoint::Event::TasksLost { reason });
@@ -194,6 +196,13 @@ impl Job {
     /// Takes down the live regions of these tasks. Regions that are down already are not failed again: one machine's
     /// death is one failure, however many ways it is heard of.
     fn fail(&mut self, now: Time, tasks: &BTreeSet<TaskId>, cause: &str, lost: usize) {
+        // Tasks that had confirmed the last commit may be gone by now, and the next final checkpoint needs them all.
+        let everyone: BTreeSet<TaskId> = self.tasks.keys().copied().collect();
+        let tasks = if self.coordinator.is_committing() {
+            &everyone
+        } else {
+            tasks
+        };
         let hit: BTreeSet<usize> = failed_regions(&self.region_tasks, tasks)
             .into_iter()
             .filter(|region| self.regions[*region].is_live())

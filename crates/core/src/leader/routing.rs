@@ -115,38 +115,12 @@ impl Leader {
                     self.cancel_orphan(connection, job, attempt);
                 }
             }
-            ToLeader::CheckpointAcknowledged(acknowledgement) => {
-                let job = acknowledgement.job;
-                let event = checkpoint::Event::Acknowledged(acknowledgement);
-                self.tell(now, job, job::Event::Checkpoint(event));
-            }
-            ToLeader::CheckpointDeclined {
-                job,
-                attempt,
-                task,
-                checkpoint,
-                reason,
-            } => {
-                let event = checkpoint::Event::Declined {
-                    attempt,
-                    task,
-                    checkpoint,
-                    reason,
-                };
-                self.tell(now, job, job::Event::Checkpoint(event));
-            }
-            ToLeader::Committed {
-                job,
-                attempt,
-                task,
-                checkpoint,
-            } => {
-                let event = checkpoint::Event::Committed {
-                    attempt,
-                    task,
-                    checkpoint,
-                };
-                self.tell(now, job, job::Event::Checkpoint(event));
+            ToLeader::CheckpointAcknowledged(_)
+            | ToLeader::CheckpointDeclined { .. }
+            | ToLeader::Committed { .. } => {
+                if let Some((job, event)) = checkpoint_event(message) {
+                    self.tell(now, job, job::Event::Checkpoint(event));
+                }
             }
             ToLeader::ChannelBroken {
                 job,
@@ -238,4 +212,44 @@ impl Leader {
             self.tell(now, job, job::Event::ChannelBroken { attempt, cause });
         }
     }
+}
+
+/// What a message tells the checkpoint coordinator of which job, if anything.
+fn checkpoint_event(message: ToLeader) -> Option<(JobId, checkpoint::Event)> {
+    let told = match message {
+        ToLeader::CheckpointAcknowledged(acknowledgement) => {
+            let job = acknowledgement.job;
+            (job, checkpoint::Event::Acknowledged(acknowledgement))
+        }
+        ToLeader::CheckpointDeclined {
+            job,
+            attempt,
+            task,
+            checkpoint,
+            reason,
+        } => (
+            job,
+            checkpoint::Event::Declined {
+                attempt,
+                task,
+                checkpoint,
+                reason,
+            },
+        ),
+        ToLeader::Committed {
+            job,
+            attempt,
+            task,
+            checkpoint,
+        } => (
+            job,
+            checkpoint::Event::Committed {
+                attempt,
+                task,
+                checkpoint,
+            },
+        ),
+        _ => return None,
+    };
+    Some(told)
 }

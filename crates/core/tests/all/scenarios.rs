@@ -446,23 +446,7 @@ fn a_job_finishes_when_its_final_checkpoint_is_published_and_every_commit_confir
     );
     assert_eq!(cluster.records[&JOB].state, JobState::Active);
     for task_manager in ["a", "b", "c"] {
-        let tasks: Vec<_> = cluster.task_managers[task_manager]
-            .tasks
-            .clone()
-            .into_iter()
-            .collect();
-        for ((job, task), execution) in tasks {
-            let (attempt, checkpoint) = (execution.attempt, checkpoint(1, 2));
-            cluster.say(
-                task_manager,
-                ToLeader::Committed {
-                    job,
-                    attempt,
-                    task,
-                    checkpoint,
-                },
-            );
-        }
+        confirm_commits(&mut cluster, task_manager, checkpoint(1, 2));
     }
     assert_eq!(cluster.phase(JOB), Phase::Finished);
     assert_eq!(cluster.records[&JOB].state, JobState::Finished);
@@ -484,6 +468,66 @@ fn a_taskmanager_dies_after_the_final_checkpoint_and_before_its_commit() {
     );
     cluster.all_tasks(JOB, TaskManager::finish);
     assert_eq!(cluster.phase(JOB), Phase::Finished);
+}
+
+fn confirm_commits(cluster: &mut Cluster, task_manager: &str, checkpoint: CheckpointId) {
+    let tasks = cluster.task_managers[task_manager].tasks.clone();
+    for ((job, task), execution) in tasks {
+        let attempt = execution.attempt;
+        cluster.say(
+            task_manager,
+            ToLeader::Committed {
+                job,
+                attempt,
+                task,
+                checkpoint,
+            },
+        );
+    }
+}
+
+#[test]
+fn who_has_confirmed_the_last_commit_is_not_missed_unless_another_has_to_start_again() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    cluster.submit(record(JOB), graph(2, Routing::Forward));
+    cluster.behaviour.commits_stall = true;
+    cluster.all_tasks(JOB, TaskManager::finish);
+    confirm_commits(&mut cluster, "b", checkpoint(1, 1));
+    cluster.kill("b");
+    assert_eq!(cluster.phase(JOB), Phase::Finishing);
+    cluster.kill("a");
+    cluster.behaviour.commits_stall = false;
+    cluster.join("c", 2);
+    cluster.seconds(1);
+    assert_eq!(
+        cluster
+            .job(JOB)
+            .history()
+            .recoveries()
+            .next()
+            .map(|one| one.tasks_restarted),
+        Some(4)
+    );
+    cluster.all_tasks(JOB, TaskManager::finish);
+    assert_eq!(cluster.phase(JOB), Phase::Finished);
+}
+
+#[test]
+fn a_stream_that_breaks_while_commits_are_confirmed_repeats_the_question() {
+    let mut cluster = running();
+    cluster.behaviour.commits_stall = true;
+    cluster.all_tasks(JOB, TaskManager::finish);
+    cluster.break_stream("a");
+    cluster.behaviour.commits_stall = false;
+    for name in ["a", "b", "c"] {
+        cluster.connect(name);
+    }
+    assert_eq!(cluster.phase(JOB), Phase::Finished);
+    assert_eq!(
+        cluster.completed(JOB),
+        1,
+        "no further checkpoint was needed"
+    );
 }
 
 #[test]
