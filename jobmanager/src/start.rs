@@ -11,9 +11,10 @@ use tidemill_coordination::{
     Embedded, LeadError, Leading, OpenError as RegistryError, ReadError, Registry,
 };
 use tidemill_core::leader::{Leader, LeaderConfig, LoadedJob};
-use tidemill_protocol::record::JobRecord;
+use tidemill_protocol::JobId;
+use tidemill_protocol::record::{CheckpointPointers, JobRecord};
 use tidemill_runtime::{Engine, EngineError, EngineOptions};
-use tidemill_storage::{OpenError as StoreError, Store};
+use tidemill_storage::{OpenError as StoreError, ReadError as StoreReadError, Store};
 use tidemill_transport::{
     BindError, Credentials, Endpoint, LivenessBindError, LivenessListener, TransportOptions,
 };
@@ -69,6 +70,17 @@ pub enum StartError {
     /// The registry cannot be read.
     #[error("cannot read the registry of jobs")]
     Load(#[source] ReadError),
+    /// A job's graph cannot be read now, though it may well be there. Going on without it would fail the job for good.
+    #[error(
+        "cannot read the graph of job {job} from the checkpoint store: start again when it answers"
+    )]
+    LoadGraph {
+        /// Whose graph.
+        job: JobId,
+        /// Why.
+        #[source]
+        source: StoreReadError,
+    },
     /// The control address cannot be bound.
     #[error("cannot listen on jobmanager.quic_address")]
     Bind(#[source] BindError),
@@ -306,7 +318,7 @@ async fn take_over(
     let mut loaded = Vec::new();
     for record in registry.jobs().await.map_err(StartError::Load)? {
         match record {
-            Ok(record) => loaded.push(load(record, registry, store).await),
+            Ok(record) => loaded.push(load(record, registry, store).await?),
             Err(damaged) => {
                 error!(job = %damaged.job, "a job's record is damaged and it is not run: {}", error_chain(&damaged.source))
             }
@@ -327,26 +339,31 @@ async fn take_over(
     ))
 }
 
-async fn load(record: JobRecord, registry: &dyn Registry, store: &Store) -> LoadedJob {
-    let pointers = registry.pointers(record.id).await;
+/// A job with its graph and pointers. What is lost for good fails that job; what only does not answer fails the start,
+/// since an acknowledged job is never given up for that.
+async fn load(
+    record: JobRecord,
+    registry: &dyn Registry,
+    store: &Store,
+) -> Result<LoadedJob, StartError> {
+    let job = record.id;
     let graph = match store.get_object(&record.graph).await {
         Ok(bytes) => submission::stored_graph(&bytes, &record.options),
-        Err(error) => Err(error_chain(&error)),
+        Err(error) if error.is_lost() => Err(error_chain(&error)),
+        Err(source) => return Err(StartError::LoadGraph { job, source }),
     };
-    match pointers {
-        Ok(pointers) => LoadedJob {
+    match registry.pointers(job).await {
+        Ok(pointers) => Ok(LoadedJob {
             record,
             graph,
             pointers,
-        },
+        }),
+        Err(error @ ReadError::Unavailable { .. }) => Err(StartError::Load(error)),
         // Beginning anew would repeat what is committed: the job is not run.
-        Err(error) => LoadedJob {
+        Err(error @ ReadError::DamagedPointers { .. }) => Ok(LoadedJob {
             record,
-            graph: Err(format!(
-                "its checkpoint pointers cannot be read: {}",
-                error_chain(&error)
-            )),
-            pointers: tidemill_protocol::record::CheckpointPointers::default(),
-        },
+            graph: Err(error_chain(&error)),
+            pointers: CheckpointPointers::default(),
+        }),
     }
 }
