@@ -163,7 +163,10 @@ impl Process {
         Ok(kib.with_context(|| format!("{path} has no VmRSS"))? << 10)
     }
 
-    fn signal(&self, signal: libc::c_int) -> anyhow::Result<()> {
+    fn signal(&mut self, signal: libc::c_int) -> anyhow::Result<()> {
+        if self.child.try_wait()?.is_some() {
+            bail!("{} has ended already", self.name);
+        }
         let id = libc::pid_t::try_from(self.id())?;
         // SAFETY: the call touches no memory, and the id is that of a child that has not been waited for.
         match unsafe { libc::kill(id, signal) } {
@@ -179,5 +182,63 @@ impl Drop for Process {
         // Fails only for a process that has ended already.
         let _ = self.child.kill();
         let _ = self.child.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMIT: Duration = Duration::from_secs(10);
+
+    fn shell(directory: &Path, script: &str) -> Process {
+        let mut command = Command::new("sh");
+        Process::start("shell", command.args(["-c", script]), directory).expect("there is a shell")
+    }
+
+    #[test]
+    fn an_end_is_a_surprise_unless_the_test_made_it() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut ended = shell(directory.path(), "echo the last word; exit 3");
+        ended.wait(LIMIT).expect("it ends");
+        let surprise = ended.check().unwrap_err().to_string();
+        assert!(
+            surprise.contains("exit status: 3") && surprise.contains("the last word"),
+            "{surprise}"
+        );
+        assert!(ended.kill().is_err(), "its id may be another's by now");
+
+        let mut killed = shell(directory.path(), "exec sleep 100");
+        killed.kill().expect("it runs");
+        killed.wait(LIMIT).expect("it is gone");
+        killed.check().expect("no surprise");
+        assert!(killed.thaw().is_err(), "its id may be another's by now");
+    }
+
+    #[test]
+    fn a_frozen_process_stays_until_it_is_thawed() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut process = shell(
+            directory.path(),
+            "trap 'echo ended; exit 0' TERM; echo ready; while :; do sleep 0.01; done",
+        );
+        wait_for("the trap", LIMIT, || {
+            Ok(process.log().contains("ready").then_some(()))
+        })
+        .expect("it starts");
+        assert!(process.resident_bytes().expect("it runs") > 0);
+        process.freeze().expect("it runs");
+        let state =
+            || fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("it is there");
+        wait_for("the stop", LIMIT, || {
+            Ok(state().contains(") T ").then_some(()))
+        })
+        .expect("it stops");
+        process.thaw().expect("it is there");
+        let status = process.terminate(LIMIT).expect("it ends");
+        assert!(
+            status.success() && process.log().contains("ended"),
+            "{status}"
+        );
     }
 }
