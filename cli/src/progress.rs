@@ -5,7 +5,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tidemill_jobmanager::views::{JobDetail, JobStatus, TaskStatus};
+use tidemill_jobmanager::views::{JobDetail, TaskStatus};
 
 use crate::units;
 use crate::verbs::describe;
@@ -108,26 +108,27 @@ fn spinner(template: &str) -> ProgressBar {
     ProgressBar::new_spinner().with_style(style)
 }
 
-/// Lines where there is no terminal.
+/// Lines where there is no terminal. The job's events are notes already; these tell what it waits for, and numbers.
 pub(crate) struct Lines {
-    last: Option<(Instant, JobStatus)>,
+    last: Option<(Instant, Option<String>)>,
 }
 
 impl Lines {
     fn show(&mut self, job: &JobDetail, rates: &Rates) {
-        let status = job.summary.status;
-        let is_due = self
-            .last
-            .is_none_or(|(at, shown)| shown != status || at.elapsed() >= LINE_INTERVAL);
-        if is_due {
-            eprintln!(
-                "{}, {} records in, {}/s",
-                headline(job),
-                units::count(job.summary.records_in),
-                units::count(rates.fastest())
-            );
-            self.last = Some((Instant::now(), status));
+        let summary = &job.summary;
+        let is_news = |(at, message): &(Instant, Option<String>)| {
+            at.elapsed() >= LINE_INTERVAL || *message != summary.message
+        };
+        if summary.status.is_terminal() || !self.last.as_ref().is_none_or(is_news) {
+            return;
         }
+        eprintln!(
+            "{}, {} in, {}/s",
+            headline(job),
+            units::counted(summary.records_in, "record"),
+            units::count(rates.fastest())
+        );
+        self.last = Some((Instant::now(), summary.message.clone()));
     }
 }
 
