@@ -35,6 +35,7 @@
 
 extern crate self as tidemill;
 
+mod batch;
 mod chain;
 mod connector;
 mod context;
@@ -59,6 +60,7 @@ mod state;
 mod stream;
 #[cfg(not(target_arch = "wasm32"))]
 pub mod testing;
+mod wire;
 
 pub use chain::Chain;
 pub use connector::{

@@ -9,20 +9,12 @@ use postcard::ser_flavors::Flavor;
 use serde::Serialize;
 use tidemill_abi::{KeyHasher, Partitioning, TARGET_ALL, framed, key_group, task_of_key_group};
 
+use crate::batch::{BATCH_BYTES, Batch};
 use crate::context::Context;
 use crate::format::Format;
 use crate::push::{Progress, Push, Signal};
-use crate::record::{Record, encode};
+use crate::record::Record;
 use crate::state::Key;
-
-/// Bytes at which a buffer is handed to the host.
-const BATCH_BYTES: usize = 32 * 1024;
-
-/// A buffer that grows up to a batch.
-fn buffer() -> Vec<u8> {
-    // A little more than a batch: the record that fills it seldom makes it grow.
-    Vec::with_capacity(BATCH_BYTES + BATCH_BYTES / 8)
-}
 
 /// Which output of a stage this is, and how many subtasks receive it.
 #[derive(Clone, Copy, Debug)]
@@ -36,17 +28,20 @@ pub(crate) struct Port {
 pub(crate) struct HashEdge<K, F> {
     port: Port,
     key: F,
-    buffers: Vec<Vec<u8>>,
+    /// The subtask that owns each key group.
+    owners: Vec<u32>,
+    batches: Vec<Batch>,
     key_type: PhantomData<fn() -> K>,
 }
 
 impl<K, F> HashEdge<K, F> {
     pub(crate) fn new(port: Port, key: F) -> Self {
-        let buffers = (0..port.parallelism).map(|_| buffer()).collect();
+        let owner = |group| task_of_key_group(group, port.parallelism, port.max_parallelism);
         Self {
             port,
             key,
-            buffers,
+            owners: (0..port.max_parallelism).map(owner).collect(),
+            batches: (0..port.parallelism).map(|_| Batch::new()).collect(),
             key_type: PhantomData,
         }
     }
@@ -56,23 +51,22 @@ impl<T: Record, K: Key, F: Fn(&T) -> K + 'static> Push<T> for HashEdge<K, F> {
     #[inline]
     fn push(&mut self, record: T, cx: &mut Context) {
         let hash = key_hash(&(self.key)(&record));
-        let group = key_group(hash, self.port.max_parallelism);
-        let target = task_of_key_group(group, self.port.parallelism, self.port.max_parallelism);
-        let buffer = &mut self.buffers[target as usize];
-        encode(&record, buffer);
+        // As many groups as there are owners: looked up, because dividing costs more than all the rest.
+        let group = key_group(hash, self.owners.len() as u32);
+        let target = self.owners[group as usize];
+        let batch = &mut self.batches[target as usize];
+        batch.push(&record);
         cx.records_out += 1;
-        if buffer.len() >= BATCH_BYTES {
-            cx.emit(self.port.output, target, buffer);
-            buffer.clear();
+        if batch.is_full() {
+            cx.emit(self.port.output, target, batch.take());
         }
     }
 
     fn signal(&mut self, signal: Signal, cx: &mut Context) -> Progress {
         if signal == Signal::Flush {
-            for (target, buffer) in (0..).zip(&mut self.buffers) {
-                if !buffer.is_empty() {
-                    cx.emit(self.port.output, target, buffer);
-                    buffer.clear();
+            for (target, batch) in (0..).zip(&mut self.batches) {
+                if !batch.is_empty() {
+                    cx.emit(self.port.output, target, batch.take());
                 }
             }
         }
@@ -124,7 +118,7 @@ pub(crate) struct BatchEdge {
     // A union's edges are decided last, when both sides' parallelism is known.
     partitioning: Rc<Cell<Partitioning>>,
     turn: u32,
-    buffer: Vec<u8>,
+    batch: Batch,
 }
 
 impl BatchEdge {
@@ -134,7 +128,7 @@ impl BatchEdge {
             port,
             partitioning,
             turn: subtask % port.parallelism.max(1),
-            buffer: buffer(),
+            batch: Batch::new(),
         }
     }
 
@@ -148,23 +142,22 @@ impl BatchEdge {
             }
             Partitioning::Forward | Partitioning::Hash => 0,
         };
-        cx.emit(self.port.output, target, &self.buffer);
-        self.buffer.clear();
+        cx.emit(self.port.output, target, self.batch.take());
     }
 }
 
 impl<T: Record> Push<T> for BatchEdge {
     #[inline]
     fn push(&mut self, record: T, cx: &mut Context) {
-        encode(&record, &mut self.buffer);
+        self.batch.push(&record);
         cx.records_out += 1;
-        if self.buffer.len() >= BATCH_BYTES {
+        if self.batch.is_full() {
             self.send(cx);
         }
     }
 
     fn signal(&mut self, signal: Signal, cx: &mut Context) -> Progress {
-        if signal == Signal::Flush && !self.buffer.is_empty() {
+        if signal == Signal::Flush && !self.batch.is_empty() {
             self.send(cx);
         }
         Progress::Done
@@ -183,7 +176,8 @@ impl<R> SinkOutput<R> {
         Self {
             output,
             format,
-            buffer: buffer(),
+            // A little more than a batch: the record that fills it seldom makes it grow.
+            buffer: Vec::with_capacity(BATCH_BYTES + BATCH_BYTES / 8),
         }
     }
 }

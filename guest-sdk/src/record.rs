@@ -4,9 +4,10 @@
 
 use core::fmt;
 use core::ops::{Deref, DerefMut};
-use postcard::ser_flavors::Flavor;
 use serde::de::{DeserializeOwned, SeqAccess, Visitor};
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+use crate::wire::{Decoder, WireError};
 
 /// What can travel between stages: any owned serde type.
 #[diagnostic::on_unimplemented(
@@ -17,23 +18,13 @@ pub trait Record: Serialize + DeserializeOwned + 'static {}
 
 impl<T: Serialize + DeserializeOwned + 'static> Record for T {}
 
-/// Appends a record to a batch.
-#[inline]
-pub(crate) fn encode<T: Serialize>(record: &T, batch: &mut Vec<u8>) {
-    let mut serializer = postcard::Serializer {
-        output: Append(batch),
-    };
-    if let Err(error) = record.serialize(&mut serializer) {
-        refuse::<T>("encoded", &error);
-    }
-}
-
 /// Takes the first record off a batch.
 #[inline]
 pub(crate) fn decode<T: DeserializeOwned>(batch: &mut &[u8]) -> T {
-    match postcard::take_from_bytes(batch) {
-        Ok((record, rest)) => {
-            *batch = rest;
+    let mut decoder = Decoder::new(batch);
+    match T::deserialize(&mut decoder) {
+        Ok(record) => {
+            *batch = decoder.rest();
             record
         }
         Err(error) => refuse::<T>("decoded", &error),
@@ -42,44 +33,11 @@ pub(crate) fn decode<T: DeserializeOwned>(batch: &mut &[u8]) -> T {
 
 /// Ends the task: a record type whose two serde halves disagree would otherwise give wrong results.
 #[cold]
-fn refuse<T>(verb: &str, error: &postcard::Error) -> ! {
+pub(crate) fn refuse<T>(verb: &str, error: &WireError) -> ! {
     panic!(
         "a record of type `{}` could not be {verb}: {error}",
         core::any::type_name::<T>()
     )
-}
-
-/// Bytes that are written one by one: no variable-length integer of 64 bits has more.
-const FEW_BYTES: usize = 10;
-
-/// Lets postcard write at the end of a batch.
-struct Append<'a>(&'a mut Vec<u8>);
-
-impl Flavor for Append<'_> {
-    type Output = ();
-
-    #[inline]
-    fn try_extend(&mut self, bytes: &[u8]) -> postcard::Result<()> {
-        // Copying memory is a library call in a Wasm engine, dearer than a few stores.
-        if bytes.len() <= FEW_BYTES {
-            for byte in bytes {
-                self.0.push(*byte);
-            }
-        } else {
-            self.0.extend_from_slice(bytes);
-        }
-        Ok(())
-    }
-
-    #[inline]
-    fn try_push(&mut self, byte: u8) -> postcard::Result<()> {
-        self.0.push(byte);
-        Ok(())
-    }
-
-    fn finalize(self) -> postcard::Result<()> {
-        Ok(())
-    }
 }
 
 /// Raw bytes of any length, encoded by copying memory.
@@ -237,14 +195,15 @@ impl<const N: usize> Visitor<'_> for ArrayVisitor<N> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::batch::Batch;
 
     #[test]
     fn records_are_read_back_in_order_until_the_batch_is_empty() {
-        let mut batch = Vec::new();
+        let mut batch = Batch::new();
         for n in [-5i64, 0, 1 << 40] {
-            encode(&(n, Bytes(vec![7; 3]), ByteArray([9; 100])), &mut batch);
+            batch.push(&(n, Bytes(vec![7; 3]), ByteArray([9; 100])));
         }
-        let mut rest = &batch[..];
+        let mut rest = batch.take();
         for n in [-5i64, 0, 1 << 40] {
             let record: (i64, Bytes, ByteArray<100>) = decode(&mut rest);
             assert_eq!(record, (n, Bytes(vec![7; 3]), ByteArray([9; 100])));
@@ -255,8 +214,8 @@ mod tests {
     #[test]
     #[should_panic(expected = "could not be decoded")]
     fn a_batch_cut_short_ends_the_task() {
-        let mut batch = Vec::new();
-        encode(&String::from("whole"), &mut batch);
-        let _: String = decode(&mut &batch[..3]);
+        let mut batch = Batch::new();
+        batch.push(&String::from("whole"));
+        let _: String = decode(&mut &batch.take()[..3]);
     }
 }

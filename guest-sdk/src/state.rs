@@ -44,6 +44,10 @@ impl<K: Key, S: State> KeyedState<K, S> {
     /// The state of a key, made by `create` when there is none. The key is cloned only then.
     #[inline]
     pub fn get_or_create(&mut self, key: &K, create: impl FnOnce() -> S) -> &mut S {
+        // A key without drop glue owns no memory, and copying it is cheaper than a second look-up.
+        if !core::mem::needs_drop::<K>() {
+            return self.entries.entry(key.clone()).or_insert_with(create);
+        }
         if !self.entries.contains_key(key) {
             self.entries.insert(key.clone(), create());
         }

@@ -1,7 +1,8 @@
-//! Holds `docs/abi.md` to what the crate does: every name is explained there, and its table of hashes is true.
+//! Holds `docs/abi.md` and the C header to what the crate does: every name is there, and the table of hashes is true.
 
-use tidemill_abi::{export, hash_bytes, import, key_group, task_of_key_group};
+use tidemill_abi::{ABI_VERSION, export, hash_bytes, import, key_group, task_of_key_group};
 
+const HEADER: &str = include_str!("../include/tidemill_abi.h");
 const DOCUMENT: &str = include_str!("../../../docs/abi.md");
 
 #[test]
@@ -18,6 +19,23 @@ fn every_export_and_import_is_explained() {
             "docs/abi.md has no row for `{name}`"
         );
     }
+}
+
+#[test]
+fn the_c_header_declares_every_function_and_number() {
+    for name in export::FUNCTIONS.into_iter().chain([export::RECORDS]) {
+        assert!(
+            HEADER.contains(&format!("TIDEMILL_EXPORT({name})")),
+            "{name} is not declared"
+        );
+    }
+    for name in [import::EMIT, import::LOG] {
+        assert!(
+            HEADER.contains(&format!("TIDEMILL_IMPORT({name})")),
+            "{name} is not declared"
+        );
+    }
+    assert!(HEADER.contains(&format!("#define TIDEMILL_ABI_VERSION {ABI_VERSION}\n")));
 }
 
 #[test]
