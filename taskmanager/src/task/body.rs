@@ -84,15 +84,26 @@ impl WasmBody {
     }
 }
 
-/// A failed call, as the leader hears it.
+/// A failed call, as the leader hears it. The frames travel beside the message, which stays short enough for a log.
 pub(crate) fn call_failure(error: &CallError) -> TaskFailure {
-    let backtrace = match error {
-        CallError::Trap { backtrace, .. } => backtrace.clone(),
-        _ => Vec::new(),
+    let CallError::Trap {
+        function,
+        reason,
+        panic,
+        backtrace,
+    } = error
+    else {
+        return failure(Blame::Job, crate::error_chain(error));
+    };
+    let without_frames = CallError::Trap {
+        function,
+        reason: reason.clone(),
+        panic: panic.clone(),
+        backtrace: Vec::new(),
     };
     TaskFailure {
-        backtrace,
-        ..failure(Blame::Job, crate::error_chain(error))
+        backtrace: backtrace.clone(),
+        ..failure(Blame::Job, crate::error_chain(&without_frames))
     }
 }
 
