@@ -58,7 +58,8 @@ fn local_config(options: &Run) -> Result<Config, Failure> {
     })?;
     config.jobmanager.rest_address = ([127, 0, 0, 1], 0).into();
     if std::env::var_os("TIDEMILL_LOG_LEVEL").is_none() {
-        config.log.level = "warn".to_owned();
+        // What happens to the job is shown as its progress.
+        config.log.level = "error".to_owned();
     }
     let wanted = options
         .parallelism
