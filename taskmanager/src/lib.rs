@@ -157,12 +157,21 @@ pub async fn start(
     let config = config.clone();
     let stop = CancellationToken::new();
     let (running, stopped) = watch::channel(false);
-    let (driver, id, data_address) = {
+    let built = {
         let (handle, stop) = (runtime.handle().clone(), stop.clone());
-        let built = runtime
-            .spawn(async move { build(&config, &credentials, handle, stop).await })
-            .await;
-        built.unwrap_or_else(|panic| std::panic::resume_unwind(panic.into_panic()))?
+        runtime.spawn(async move { build(&config, &credentials, handle, stop).await })
+    };
+    let (driver, id, data_address) = match built.await {
+        Ok(Ok(built)) => built,
+        // A runtime that is dropped waits for its threads, which the caller's own does not allow.
+        Ok(Err(error)) => {
+            runtime.shutdown_background();
+            return Err(error);
+        }
+        Err(panic) => {
+            runtime.shutdown_background();
+            std::panic::resume_unwind(panic.into_panic())
+        }
     };
     runtime.spawn(async move {
         driver.run().await;
