@@ -18,6 +18,7 @@ use tidemill_storage::{OpenError as StoreError, ReadError as StoreReadError, Sto
 use tidemill_transport::{
     BindError, Credentials, Endpoint, LivenessBindError, LivenessListener, TransportOptions,
 };
+use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
 use tokio_util::sync::CancellationToken;
@@ -193,43 +194,112 @@ async fn build(
     config: Arc<Config>,
     credentials: &Credentials,
 ) -> Result<JobManagerHandle, StartError> {
-    let options = &config.jobmanager;
-    let data_dir = |source| StartError::DataDir {
-        path: options.data_dir.clone(),
-        source,
-    };
-    std::fs::create_dir_all(options.data_dir.join("compiled")).map_err(data_dir)?;
-    let url = &config.cluster.checkpoint_store_url;
-    let store = Store::open(url).map_err(|source| StartError::Store {
-        url: url.clone(),
-        source,
-    })?;
-    let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
-    let rest_listener = rest::bind(&config).await.map_err(StartError::Rest)?;
-    let endpoint = Endpoint::bind(
-        options.quic_address,
-        credentials,
-        TransportOptions::default(),
-    );
-    let endpoint = endpoint.map_err(StartError::Bind)?;
-    let liveness_address = SocketAddr::new(options.quic_address.ip(), options.liveness_port);
-    let liveness =
-        Arc::new(LivenessListener::bind(liveness_address).map_err(StartError::Liveness)?);
-    let registry =
-        Embedded::open(&options.data_dir.join("registry")).map_err(StartError::Registry)?;
-    let registry: Arc<dyn Registry> = Arc::new(registry);
-
+    let resources = Resources::open(&config)?;
+    // A port in use is found before this process takes the lead from anyone.
+    let sockets = Sockets::bind(&config, credentials).await?;
+    let registry = &resources.registry;
     let leading = registry.lead().await.map_err(StartError::Lead)?;
     info!(epoch = %leading.epoch(), "leading");
     let clock = Clock::start();
-    let leader = take_over(&config, &leading, &clock, registry.as_ref(), &store).await?;
+    let leader = take_over(
+        &config,
+        &leading,
+        &clock,
+        registry.as_ref(),
+        &resources.store,
+    )
+    .await?;
+    Ok(run(config, resources, sockets, leading, leader, clock))
+}
 
+/// What is kept on disk, and the engine.
+struct Resources {
+    store: Store,
+    engine: Engine,
+    registry: Arc<dyn Registry>,
+}
+
+impl Resources {
+    fn open(config: &Config) -> Result<Self, StartError> {
+        let options = &config.jobmanager;
+        let data_dir = |source| StartError::DataDir {
+            path: options.data_dir.clone(),
+            source,
+        };
+        std::fs::create_dir_all(options.data_dir.join("compiled")).map_err(data_dir)?;
+        let url = &config.cluster.checkpoint_store_url;
+        let store = Store::open(url).map_err(|source| StartError::Store {
+            url: url.clone(),
+            source,
+        })?;
+        let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
+        let registry =
+            Embedded::open(&options.data_dir.join("registry")).map_err(StartError::Registry)?;
+        Ok(Self {
+            store,
+            engine,
+            registry: Arc::new(registry),
+        })
+    }
+}
+
+/// Every port that a JobManager listens on, with its address.
+struct Sockets {
+    rest: TcpListener,
+    rest_address: SocketAddr,
+    endpoint: Endpoint,
+    liveness: LivenessListener,
+}
+
+impl Sockets {
+    async fn bind(config: &Config, credentials: &Credentials) -> Result<Self, StartError> {
+        let options = &config.jobmanager;
+        let rest = rest::bind(config).await.map_err(StartError::Rest)?;
+        let rest_address = rest.local_addr().map_err(StartError::Runtime)?;
+        let endpoint = Endpoint::bind(
+            options.quic_address,
+            credentials,
+            TransportOptions::default(),
+        );
+        let endpoint = endpoint.map_err(StartError::Bind)?;
+        let liveness = SocketAddr::new(options.quic_address.ip(), options.liveness_port);
+        let liveness = LivenessListener::bind(liveness).map_err(StartError::Liveness)?;
+        Ok(Self {
+            rest,
+            rest_address,
+            endpoint,
+            liveness,
+        })
+    }
+}
+
+/// Wires the leader to everything and lets it run.
+fn run(
+    config: Arc<Config>,
+    resources: Resources,
+    sockets: Sockets,
+    leading: Leading,
+    leader: Leader,
+    clock: Clock,
+) -> JobManagerHandle {
+    let Resources {
+        store,
+        engine,
+        registry,
+    } = resources;
+    let Sockets {
+        rest,
+        rest_address,
+        endpoint,
+        liveness,
+    } = sockets;
     let stop = CancellationToken::new();
     let (events_in, events) = mpsc::unbounded_channel();
     let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
     let (sessions_in, sessions) = mpsc::channel(SESSION_EVENTS_MAX);
     let (submissions_in, submissions) = mpsc::channel(REQUESTS_MAX);
-    let report_interval_ms = options.report_interval_ms;
+    let report_interval_ms = config.jobmanager.report_interval_ms;
+    let find = find_module(store.clone());
     let hands = Hands {
         registry,
         leading,
@@ -238,25 +308,21 @@ async fn build(
         stop: stop.clone(),
         report_interval_ms,
     };
-    let quic_address = endpoint.local_address();
-    let rest_address = rest_listener.local_addr().map_err(StartError::Runtime)?;
-    let find = find_module(hands.store.clone());
     tokio::spawn(sessions::serve(
         endpoint.clone(),
-        liveness,
+        Arc::new(liveness),
         find,
         sessions_in,
     ));
     let cluster = ClusterHandle::new(requests_in);
-    let rest_stop = stop.clone();
-    let serving = rest::serve(
-        rest_listener,
+    let rest_stop = stop.clone().cancelled_owned();
+    let serving = tokio::spawn(rest::serve(
+        rest,
         cluster.clone(),
         Arc::clone(&config),
-        async move {
-            rest_stop.cancelled().await;
-        },
-    );
+        rest_stop,
+    ));
+    let quic_address = endpoint.local_address();
     let driver = Driver {
         leader,
         performer: Performer::new(hands.clone()),
@@ -273,7 +339,6 @@ async fn build(
         stop: stop.clone(),
     };
     let (running, stopped) = watch::channel(false);
-    let serving = tokio::spawn(serving);
     let ending = stop.clone();
     tokio::spawn(async move {
         driver.run().await;
@@ -284,14 +349,14 @@ async fn build(
         }
         running.send_replace(true);
     });
-    Ok(JobManagerHandle {
+    JobManagerHandle {
         cluster,
         quic_address,
         rest_address,
         stop,
         stopped,
         runtime: None,
-    })
+    }
 }
 
 fn find_module(store: Store) -> FindModule {

@@ -103,7 +103,10 @@ impl Role {
                 &[Self::Words, Self::Decisions, Self::Hands, Self::Body],
                 "the binary is made of bodies",
             ),
-            Self::Macros => (&[Self::Words], "macros know only words"),
+            Self::Macros => (
+                &[Self::Words, Self::Guest],
+                "macros know only words, and in their tests the SDK that re-exports them",
+            ),
             Self::Guest => (
                 &[Self::Words, Self::Macros],
                 "a guest knows words and its macros",

@@ -114,6 +114,7 @@ fn play(
         screen,
         lines,
         next: Instant::now(),
+        begun: false,
     };
     let detail = show.watch(&mut cluster, &job, |detail| {
         let read = number(detail, "records_in")?;
@@ -324,6 +325,8 @@ struct Show<'a> {
     screen: &'a mut Screen,
     lines: u64,
     next: Instant,
+    /// A task has reported what it read.
+    begun: bool,
 }
 
 impl Show<'_> {
@@ -351,7 +354,10 @@ impl Show<'_> {
                     RUN_LIMIT.as_secs()
                 );
             }
-            if Instant::now() >= self.next {
+            // New attempts have not reported yet when nothing seems to be read any more.
+            let read = number(&detail, "records_in")?;
+            if Instant::now() >= self.next && (read > 0 || !self.begun) {
+                self.begun |= read > 0;
                 self.next = Instant::now() + SHOW_EVERY;
                 self.progress(cluster, job, &detail)?;
             }

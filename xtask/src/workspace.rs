@@ -48,6 +48,14 @@ impl Workspace {
                 .unwrap_or(OsStr::new("cargo")),
         );
         command.args(words).current_dir(&self.root);
+        // What `cargo run` says about this program: build scripts that ask for such variables (ring's does) would be run
+        // again, with all that depends on them, each time cargo is started by hand and from here in turn.
+        for (name, _) in env::vars_os() {
+            let name = name.to_string_lossy();
+            if name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_") {
+                command.env_remove(name.as_ref());
+            }
+        }
         command
     }
 

@@ -1,3 +1,5 @@
+//! Certificates and keys: through files, with restrictive modes, and refused when damaged.
+
 use super::*;
 
 #[test]
