@@ -21,6 +21,7 @@ use tidemill_transport::{
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
 use tokio::sync::{mpsc, watch};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{error, info};
 
@@ -338,17 +339,7 @@ fn run(
         submissions_in,
         stop: stop.clone(),
     };
-    let (running, stopped) = watch::channel(false);
-    let ending = stop.clone();
-    tokio::spawn(async move {
-        driver.run().await;
-        ending.cancel();
-        endpoint.close("this JobManager has stopped");
-        if let Ok(Err(error)) = serving.await {
-            error!("the REST API ended: {error}");
-        }
-        running.send_replace(true);
-    });
+    let stopped = spawn(driver, endpoint, serving, stop.clone());
     JobManagerHandle {
         cluster,
         quic_address,
@@ -357,6 +348,26 @@ fn run(
         stopped,
         runtime: None,
     }
+}
+
+/// Lets the driver run; when it ends, everything ends. The receiver tells when that is done.
+fn spawn(
+    driver: Driver,
+    endpoint: Endpoint,
+    serving: JoinHandle<std::io::Result<()>>,
+    stop: CancellationToken,
+) -> watch::Receiver<bool> {
+    let (running, stopped) = watch::channel(false);
+    tokio::spawn(async move {
+        driver.run().await;
+        stop.cancel();
+        endpoint.close("this JobManager has stopped");
+        if let Ok(Err(error)) = serving.await {
+            error!("the REST API ended: {error}");
+        }
+        running.send_replace(true);
+    });
+    stopped
 }
 
 fn find_module(store: Store) -> FindModule {
