@@ -324,7 +324,8 @@ fn resources(
             call_deadline: Duration::from_millis(options.call_deadline_ms),
             call_output_max_bytes: options.call_output_max_bytes,
         },
-        channel_bytes_max: u64::from(options.channel_queue_max_bytes),
+        channel_queue_bytes: u64::from(options.channel_queue_max_bytes),
+        channel_window_bytes: u64::from(TransportOptions::default().channel_window_bytes),
         exchange_memory_max_bytes: options.exchange_memory_max_bytes,
     })
 }

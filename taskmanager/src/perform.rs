@@ -42,7 +42,8 @@ pub(crate) struct Resources {
     pub(crate) events: UnboundedSender<TaskEvent>,
     pub(crate) runtime: Handle,
     pub(crate) limits: InstanceLimits,
-    pub(crate) channel_bytes_max: u64,
+    pub(crate) channel_queue_bytes: u64,
+    pub(crate) channel_window_bytes: u64,
     pub(crate) exchange_memory_max_bytes: u64,
 }
 
@@ -50,7 +51,8 @@ struct Entry {
     handle: TaskHandle,
     execution: Execution,
     deployment: Arc<Deployment>,
-    channels: u64,
+    /// Its share of what the deployment's channels may hold.
+    channel_bytes: u64,
 }
 
 /// Carries out what was decided.
@@ -120,18 +122,23 @@ impl Performer {
         leader: Option<SocketAddr>,
     ) -> Result<(), TaskFailure> {
         let limits = QueueLimits {
-            bytes_max: self.resources.channel_bytes_max,
+            queue_bytes: self.resources.channel_queue_bytes,
+            window_bytes: self.resources.channel_window_bytes,
             memory_max_bytes: self.resources.exchange_memory_max_bytes,
-            held_channels: self.tasks.values().map(|entry| entry.channels).sum(),
+            held_bytes: self.tasks.values().map(|entry| entry.channel_bytes).sum(),
         };
-        let Wiring { mut wires, remote } = wire(deployment, limits, &self.resources.incoming)
+        let Wiring {
+            mut wires,
+            remote,
+            bytes,
+        } = wire(deployment, limits, &self.resources.incoming)
             .map_err(|error| failure(Blame::Job, error.to_string()))?;
+        let channel_bytes = bytes / (deployment.tasks.len().max(1) as u64);
         let mut stops: HashMap<TaskId, CancellationToken> = HashMap::new();
         for task in &deployment.tasks {
             let stop = CancellationToken::new();
             stops.insert(task.task, stop.clone());
             let wires = wires.remove(&task.task).unwrap_or_default();
-            let channels = (wires.incoming.len() + wires.outgoing.len()) as u64;
             let execution = Execution {
                 job: deployment.job,
                 task: task.task,
@@ -170,7 +177,7 @@ impl Performer {
                 handle,
                 execution,
                 deployment: Arc::clone(deployment),
-                channels,
+                channel_bytes,
             };
             self.tasks.insert((execution.job, execution.task), entry);
         }

@@ -29,13 +29,13 @@ pub(crate) struct RemoteChannel {
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub(crate) enum WiringError {
     #[error(
-        "{channels} channels of {bytes_max} bytes ({} bytes with those of other tasks here) exceed taskmanager.exchange_memory_max_bytes = {memory_max_bytes}: \
-         lower the parallelism, lower taskmanager.channel_queue_max_bytes, or raise the limit",
-        total_bytes
+        "the deployment's {channels} channels may hold {bytes} bytes here (a queue of {queue_bytes} each, and two windows of {window_bytes} more for one that comes from another TaskManager), {total_bytes} with those of other tasks: that exceeds taskmanager.exchange_memory_max_bytes = {memory_max_bytes}; lower the parallelism or taskmanager.channel_queue_max_bytes, or raise the limit"
     )]
     Memory {
-        channels: u64,
-        bytes_max: u64,
+        channels: usize,
+        bytes: u64,
+        queue_bytes: u64,
+        window_bytes: u64,
         total_bytes: u64,
         memory_max_bytes: u64,
     },
@@ -45,15 +45,17 @@ pub(crate) enum WiringError {
     NoTask(TaskId),
 }
 
-/// How much the queues of channels may hold.
+/// How much channels may hold.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct QueueLimits {
-    /// Of one channel.
-    pub(crate) bytes_max: u64,
-    /// Of all channels here.
+    /// The queue of one channel, in bytes.
+    pub(crate) queue_bytes: u64,
+    /// The flow-control window of a channel from another TaskManager, in bytes. Its reader reads one window ahead.
+    pub(crate) window_bytes: u64,
+    /// All channels here together, in bytes.
     pub(crate) memory_max_bytes: u64,
-    /// Channels that other deployments hold.
-    pub(crate) held_channels: u64,
+    /// What other deployments' channels may hold already, in bytes.
+    pub(crate) held_bytes: u64,
 }
 
 /// A wired deployment.
@@ -62,6 +64,8 @@ pub(crate) struct Wiring {
     pub(crate) wires: BTreeMap<TaskId, Wires>,
     /// The channels to pump.
     pub(crate) remote: Vec<RemoteChannel>,
+    /// What all of its channels may hold here, in bytes.
+    pub(crate) bytes: u64,
 }
 
 /// Wires the deployment's tasks.
@@ -77,9 +81,9 @@ pub(crate) fn wire(
     }
     let is_here = |channel: &Channel| here.contains(&channel.from) || here.contains(&channel.to);
     let channels: Vec<Channel> = graph.channels().filter(is_here).collect();
-    check_memory(channels.len() as u64, limits)?;
+    let bytes = memory_bytes(&channels, &here, limits)?;
 
-    let bytes_max = usize::try_from(limits.bytes_max).unwrap_or(usize::MAX);
+    let bytes_max = usize::try_from(limits.queue_bytes).unwrap_or(usize::MAX);
     let mut wires: BTreeMap<TaskId, Wires> =
         here.iter().map(|task| (*task, Wires::default())).collect();
     let mut local: HashMap<ChannelId, Consumer> = HashMap::new();
@@ -116,7 +120,11 @@ pub(crate) fn wire(
         };
         ends.incoming.push((*channel, consumer));
     }
-    Ok(Wiring { wires, remote })
+    Ok(Wiring {
+        wires,
+        remote,
+        bytes,
+    })
 }
 
 fn header(deployment: &Deployment, channel: ChannelId) -> ChannelHeader {
@@ -135,20 +143,73 @@ fn location(deployment: &Deployment, task: TaskId) -> Result<&TaskLocation, Wiri
     found.ok_or(WiringError::NoLocation(task))
 }
 
-fn check_memory(channels: u64, limits: QueueLimits) -> Result<(), WiringError> {
-    let total_bytes = (channels + limits.held_channels).saturating_mul(limits.bytes_max);
-    if total_bytes > limits.memory_max_bytes {
-        let QueueLimits {
-            bytes_max,
-            memory_max_bytes,
-            ..
-        } = limits;
+/// What the channels may hold here.
+fn memory_bytes(
+    channels: &[Channel],
+    here: &BTreeSet<TaskId>,
+    limits: QueueLimits,
+) -> Result<u64, WiringError> {
+    let QueueLimits {
+        queue_bytes,
+        window_bytes,
+        memory_max_bytes,
+        held_bytes,
+    } = limits;
+    let from_elsewhere = channels
+        .iter()
+        .filter(|channel| !here.contains(&channel.from))
+        .count() as u64;
+    let queues = (channels.len() as u64).saturating_mul(queue_bytes);
+    let bytes = queues.saturating_add(from_elsewhere.saturating_mul(2 * window_bytes));
+    let total_bytes = bytes.saturating_add(held_bytes);
+    if total_bytes > memory_max_bytes {
+        let channels = channels.len();
         return Err(WiringError::Memory {
             channels,
-            bytes_max,
+            bytes,
+            queue_bytes,
+            window_bytes,
             total_bytes,
             memory_max_bytes,
         });
     }
-    Ok(())
+    Ok(bytes)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemill_protocol::ChannelId;
+
+    #[test]
+    fn a_deployment_that_needs_too_much_memory_is_refused_with_the_arithmetic() {
+        let task = |subtask| TaskId::new(0, subtask);
+        let channel = |from, to| Channel {
+            id: ChannelId { edge: 0, from, to },
+            from: task(from),
+            to: task(to),
+        };
+        let channels = [channel(0, 0), channel(9, 0)];
+        let here = BTreeSet::from([task(0)]);
+        let limits = QueueLimits {
+            queue_bytes: 100,
+            window_bytes: 1000,
+            memory_max_bytes: 2300,
+            held_bytes: 100,
+        };
+        assert_eq!(memory_bytes(&channels, &here, limits), Ok(2200));
+        let refused = memory_bytes(
+            &channels,
+            &here,
+            QueueLimits {
+                held_bytes: 101,
+                ..limits
+            },
+        );
+        let words = refused.expect_err("one byte too many").to_string();
+        assert!(
+            words.contains("2301") && words.contains("exchange_memory_max_bytes = 2300"),
+            "{words}"
+        );
+    }
 }

@@ -362,9 +362,10 @@ fn wire_all(
         restore: None,
     };
     let limits = QueueLimits {
-        bytes_max: queue_bytes,
+        queue_bytes,
+        window_bytes: 0,
         memory_max_bytes: u64::MAX,
-        held_channels: 0,
+        held_bytes: 0,
     };
     let mut wires = BTreeMap::new();
     for node in nodes {
@@ -379,6 +380,7 @@ fn wire_all(
         let Wiring {
             wires: ends,
             remote,
+            ..
         } = wire(&share, limits, &node.incoming).expect("everything has a location");
         wires.extend(ends);
         for channel in remote {
