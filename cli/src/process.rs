@@ -42,9 +42,7 @@ pub(crate) fn start_logging(log: &Log) -> Result<(), Failure> {
         .with_env_filter(filter)
         .with_writer(io::stderr);
     let started = match log.format {
-        LogFormat::Text => builder
-            .with_ansi(io::IsTerminal::is_terminal(&io::stderr()))
-            .try_init(),
+        LogFormat::Text => builder.try_init(),
         LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| Failure::because(Exit::Failed, "logging cannot be started", &*error))

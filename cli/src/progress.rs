@@ -1,6 +1,7 @@
 //! What `tidemill run` shows while it waits: bars on a terminal, lines elsewhere. Always on standard error, so that
 //! standard output holds the result alone.
 
+use std::collections::VecDeque;
 use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
@@ -12,6 +13,8 @@ use crate::verbs::describe;
 
 /// How often a line is printed when nothing but numbers changes.
 const LINE_INTERVAL: Duration = Duration::from_secs(5);
+/// Over how long rates are averaged.
+const RATE_WINDOW: Duration = Duration::from_secs(3);
 
 /// Shows how a job gets on.
 pub(crate) enum Progress {
@@ -55,8 +58,10 @@ impl Progress {
     /// Takes the bars away.
     pub(crate) fn finish(&self) {
         if let Self::Bars(bars) = self {
-            // A terminal that is gone cannot be cleared, and needs not be.
-            let _ = bars.all.clear();
+            bars.stages
+                .iter()
+                .chain([&bars.job])
+                .for_each(ProgressBar::finish_and_clear);
         }
     }
 }
@@ -185,41 +190,88 @@ impl StageTotals {
     }
 }
 
-/// Records a second into or out of each stage, from two looks at a job.
+/// Records a second into or out of each stage, over the last few seconds: TaskManagers report in steps.
 #[derive(Default)]
 pub(crate) struct Rates {
-    last: Option<(Instant, Vec<u64>)>,
-    per_second: Vec<u64>,
+    samples: VecDeque<(Instant, Vec<u64>)>,
 }
 
 impl Rates {
+    /// Takes a look at the job.
     pub(crate) fn update(&mut self, job: &JobDetail, now: Instant) {
         // A source that a guest makes up has nothing in; a sink's stage may have nothing out.
         let counts = job
             .stages
             .iter()
             .map(|stage| StageTotals::of(job, stage.index));
-        let counts: Vec<u64> = counts
-            .map(|totals| totals.records_in.max(totals.records_out))
-            .collect();
-        if let Some((then, before)) = &self.last {
-            let seconds = now.duration_since(*then).as_secs_f64();
-            if seconds < 0.2 {
-                return;
-            }
-            // Counts begin anew with an attempt.
-            let rate =
-                |(now, before): (&u64, &u64)| (now.saturating_sub(*before) as f64 / seconds) as u64;
-            self.per_second = counts.iter().zip(before).map(rate).collect();
+        let counts = counts.map(|totals| totals.records_in.max(totals.records_out));
+        self.sample(counts.collect(), now);
+    }
+
+    fn sample(&mut self, counts: Vec<u64>, now: Instant) {
+        // Counts begin anew with an attempt, and with them the rates.
+        let is_less = |(_, before): &(Instant, Vec<u64>)| {
+            counts.iter().zip(before).any(|(now, before)| now < before)
+        };
+        if self.samples.back().is_some_and(is_less) {
+            self.samples.clear();
         }
-        self.last = Some((now, counts));
+        let is_old = |(at, _): &(Instant, Vec<u64>)| now.duration_since(*at) > RATE_WINDOW;
+        while self.samples.len() > 1 && self.samples.front().is_some_and(is_old) {
+            self.samples.pop_front();
+        }
+        self.samples.push_back((now, counts));
     }
 
     fn of(&self, stage: usize) -> u64 {
-        self.per_second.get(stage).copied().unwrap_or(0)
+        let (Some((then, before)), Some((now, after))) =
+            (self.samples.front(), self.samples.back())
+        else {
+            return 0;
+        };
+        let seconds = now.duration_since(*then).as_secs_f64();
+        let (Some(before), Some(after)) = (before.get(stage), after.get(stage)) else {
+            return 0;
+        };
+        // A shorter look would show one report as a burst.
+        if seconds < RATE_WINDOW.as_secs_f64() / 4.0 {
+            return 0;
+        }
+        (after.saturating_sub(*before) as f64 / seconds) as u64
     }
 
     fn fastest(&self) -> u64 {
-        self.per_second.iter().copied().max().unwrap_or(0)
+        let stages = self.samples.back().map_or(0, |(_, counts)| counts.len());
+        (0..stages).map(|stage| self.of(stage)).max().unwrap_or(0)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn rates_are_steady_between_reports_and_begin_anew_with_an_attempt() {
+        let begin = Instant::now();
+        let mut rates = Rates::default();
+        let at = |ms| begin + Duration::from_millis(ms);
+        for (ms, count) in [(0, 0), (1_000, 1_000), (1_500, 2_000), (2_000, 2_000)] {
+            rates.sample(vec![count, 0], at(ms));
+        }
+        assert_eq!((rates.of(0), rates.of(1), rates.of(7)), (1_000, 0, 0));
+        assert_eq!(rates.fastest(), 1_000);
+        rates.sample(vec![10, 0], at(2_500));
+        assert_eq!(rates.fastest(), 0);
+        for second in 3..20 {
+            rates.sample(vec![second * 500, 0], at(second * 1_000));
+        }
+        assert_eq!(rates.of(0), 500);
+        assert!(rates.samples.len() < 6);
+    }
+
+    #[test]
+    fn long_names_are_clipped_to_whole_letters() {
+        assert_eq!(clipped("größe", 5), "größe");
+        assert_eq!(clipped("größer", 5), "größ…");
     }
 }
