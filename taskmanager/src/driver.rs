@@ -122,6 +122,10 @@ impl Driver {
                 if !self.worker.changed(job, task, attempt, state.clone()) {
                     return;
                 }
+                if state == TaskState::Finished {
+                    // The job may end before the next report is due: its last counts go first.
+                    self.say(|this| ToLeader::Report(this.performer.report()));
+                }
                 ToLeader::TaskState {
                     job,
                     attempt,

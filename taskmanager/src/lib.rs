@@ -187,6 +187,15 @@ pub async fn start(
     })
 }
 
+fn transport_options(config: &Config) -> TransportOptions {
+    TransportOptions {
+        keep_alive_interval: Duration::from_millis(config.cluster.heartbeat_interval_ms),
+        idle_timeout: Duration::from_millis(config.cluster.heartbeat_timeout_ms),
+        channel_window_bytes: config.taskmanager.channel_queue_max_bytes,
+        ..TransportOptions::default()
+    }
+}
+
 /// A name for a TaskManager that is not given one: unlike any other's, and telling where it runs.
 fn generated_id() -> String {
     let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
@@ -228,11 +237,7 @@ async fn build(
     stop: CancellationToken,
 ) -> Result<(Driver, TaskManagerId, SocketAddr), StartError> {
     let options = &config.taskmanager;
-    let endpoint = Endpoint::bind(
-        options.data_address,
-        credentials,
-        TransportOptions::default(),
-    );
+    let endpoint = Endpoint::bind(options.data_address, credentials, transport_options(config));
     let endpoint = endpoint.map_err(StartError::Bind)?;
     let data_address = endpoint.local_address();
     let plane = DataPlane::new(endpoint.clone());
@@ -325,7 +330,7 @@ fn resources(
             call_output_max_bytes: options.call_output_max_bytes,
         },
         channel_queue_bytes: u64::from(options.channel_queue_max_bytes),
-        channel_window_bytes: u64::from(TransportOptions::default().channel_window_bytes),
+        channel_window_bytes: u64::from(options.channel_queue_max_bytes),
         exchange_memory_max_bytes: options.exchange_memory_max_bytes,
     })
 }
