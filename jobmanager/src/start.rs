@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use tidemill_config::Config;
+use tidemill_config::{Config, Coordination};
 use tidemill_coordination::{
     Embedded, LeadError, Leading, OpenError as RegistryError, ReadError, Registry,
 };
@@ -234,8 +234,10 @@ impl Resources {
             source,
         })?;
         let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
-        let registry =
-            Embedded::open(&options.data_dir.join("registry")).map_err(StartError::Registry)?;
+        let registry = match config.cluster.coordination {
+            Coordination::Embedded => Embedded::open(&options.data_dir.join("registry")),
+        };
+        let registry = registry.map_err(StartError::Registry)?;
         Ok(Self {
             store,
             engine,
@@ -257,11 +259,12 @@ impl Sockets {
         let options = &config.jobmanager;
         let rest = rest::bind(config).await.map_err(StartError::Rest)?;
         let rest_address = rest.local_addr().map_err(StartError::Runtime)?;
-        let endpoint = Endpoint::bind(
-            options.quic_address,
-            credentials,
-            TransportOptions::default(),
-        );
+        let transport = TransportOptions {
+            keep_alive_interval: Duration::from_millis(config.cluster.heartbeat_interval_ms),
+            idle_timeout: Duration::from_millis(config.cluster.heartbeat_timeout_ms),
+            ..TransportOptions::default()
+        };
+        let endpoint = Endpoint::bind(options.quic_address, credentials, transport);
         let endpoint = endpoint.map_err(StartError::Bind)?;
         let liveness = SocketAddr::new(options.quic_address.ip(), options.liveness_port);
         let liveness = LivenessListener::bind(liveness).map_err(StartError::Liveness)?;

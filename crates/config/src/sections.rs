@@ -156,8 +156,6 @@ pub struct TaskManager {
     pub call_output_max_bytes: u64,
     /// How many log lines are kept for each task.
     pub log_lines_max: u32,
-    /// Longer log lines are cut, in bytes.
-    pub log_line_max_bytes: u32,
 }
 
 impl TaskManager {

@@ -186,11 +186,6 @@ impl Config {
                 taskmanager.log_lines_max >= 1,
                 "it must be at least 1",
             ),
-            (
-                "taskmanager.log_line_max_bytes",
-                taskmanager.log_line_max_bytes >= 16,
-                "it must be at least 16",
-            ),
         ])
     }
 

@@ -22,7 +22,7 @@ pub(super) async fn check(State(api): State<Api>, request: Request, next: Next) 
     };
     match verdict {
         Ok(()) => next.run(request).await,
-        Err(refusal) => refusal.into_response(),
+        Err(refusal) => refusal.closing().into_response(),
     }
 }
 

@@ -64,8 +64,8 @@ pub struct CancelAccepted {
     )
 )]
 pub(super) async fn submit(State(api): State<Api>, request: Request) -> Result<Response, Refusal> {
-    let options = submit_options(&api, request.uri())?;
-    check_upload(&api, request.headers())?;
+    let options = submit_options(&api, request.uri()).map_err(Refusal::closing)?;
+    check_upload(&api, request.headers()).map_err(Refusal::closing)?;
     let _turn = api
         .uploads
         .acquire()
@@ -74,7 +74,7 @@ pub(super) async fn submit(State(api): State<Api>, request: Request) -> Result<R
     let max = api.config.jobmanager.module_bytes_max;
     let wasm = Bytes::from_request(request, &())
         .await
-        .map_err(|rejection| unreadable_body(&rejection, max))?;
+        .map_err(|rejection| unreadable_body(&rejection, max).closing())?;
     let submitted = api.cluster.submit(wasm, options).await?;
     let location = [(header::LOCATION, format!("/v1/jobs/{}", submitted.id))];
     Ok((StatusCode::CREATED, location, Json(submitted)).into_response())

@@ -31,6 +31,7 @@ pub struct ProblemBody {
 pub(super) struct Refusal {
     status: StatusCode,
     problem: Problem,
+    closes: bool,
 }
 
 impl Refusal {
@@ -43,11 +44,18 @@ impl Refusal {
         Self {
             status,
             problem: Problem { error },
+            closes: false,
         }
     }
 
     pub(super) fn bad_request(code: &str, message: impl ToString) -> Self {
         Self::new(StatusCode::BAD_REQUEST, code, message)
+    }
+
+    /// Ends the connection with the answer: the request's body was not read, so nothing can follow it.
+    pub(super) fn closing(mut self) -> Self {
+        self.closes = true;
+        self
     }
 
     pub(super) fn help(mut self, help: impl Into<String>) -> Self {
@@ -60,6 +68,9 @@ impl IntoResponse for Refusal {
     fn into_response(self) -> Response {
         let mut response = (self.status, Json(self.problem)).into_response();
         let headers = response.headers_mut();
+        if self.closes {
+            headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+        }
         match self.status {
             StatusCode::UNAUTHORIZED => {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
