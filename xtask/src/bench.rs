@@ -10,7 +10,7 @@ mod table;
 
 use std::fs::{self, OpenOptions};
 use std::io::Write as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::thread;
 use std::time::Duration;
 
@@ -48,6 +48,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
 
+    /// Measure this binary instead of building one.
+    #[arg(long, value_name = "FILE")]
+    binary: Option<PathBuf>,
+
     /// Another system to compare with, and the directory of its harness; may be repeated.
     #[arg(long = "peer", value_name = "NAME=DIR")]
     peers: Vec<PeerArgument>,
@@ -67,7 +71,10 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
     let modules = build_wasm::build(workspace, &[MODULE.to_owned()])?;
     let bench = Bench {
         module: modules.into_iter().next().context("no module was built")?,
-        tidemill: binary::build_release(workspace)?,
+        tidemill: match &arguments.binary {
+            Some(binary) => binary.clone(),
+            None => binary::build_release(workspace)?,
+        },
         directory: directory.join("runs"),
         warm_up: Duration::from_secs(arguments.warm_up),
         steady: Duration::from_secs(arguments.seconds),
