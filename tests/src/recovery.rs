@@ -102,7 +102,8 @@ fn note(recovery: &Value) -> String {
     let number = |name: &str| recovery[name].as_u64().unwrap_or(0);
     let checkpoint = recovery["checkpoint"].as_str().unwrap_or("the beginning");
     let (lost, restarted) = (number("tasks_lost"), number("tasks_restarted"));
-    format!("from {checkpoint}; {lost} lost, {restarted} restarted")
+    let cause = recovery["cause"].as_str().unwrap_or("no cause is told");
+    format!("from {checkpoint}; {lost} lost, {restarted} restarted; {cause}")
 }
 
 fn median(sorted: &[u64]) -> Option<u64> {
@@ -151,7 +152,7 @@ mod tests {
         let recovery = |at: u64| {
             json!({
                 "detected_at_ms": at, "planned_after_us": 1500, "delay_us": 500, "running_after_us": 30_000,
-                "checkpoint": "1.4", "tasks_lost": 2, "tasks_restarted": 9,
+                "checkpoint": "1.4", "tasks_lost": 2, "tasks_restarted": 9, "cause": "tm-1 is lost",
                 "timings_max": { "fetch_us": 2000, "restore_us": 300 },
             })
         };
@@ -170,7 +171,7 @@ mod tests {
             words[..8],
             ["seed", "1", "12.0", "1.0", "0.5", "2.0", "0.3", "30.0"]
         );
-        assert!(rows[1].ends_with("from 1.4; 2 lost, 9 restarted"));
+        assert!(rows[1].ends_with("from 1.4; 2 lost, 9 restarted; tm-1 is lost"));
         assert!(rows[2].ends_with("no task was lost"));
         assert_eq!(table.median_detect_ms(), Some(12));
     }

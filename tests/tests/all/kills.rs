@@ -1,6 +1,7 @@
 //! Processes die by SIGKILL at random moments of a job, and the output equals the truth each time. A failing seed is
 //! repeated alone with `TIDEMILL_TESTS_SEEDS`.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::thread;
 use std::time::{Duration, Instant};
 
@@ -20,7 +21,9 @@ const REACTION_LIMIT: Duration = Duration::from_secs(30);
 
 /// One of the two jobs, by the seed; begins without waiting for its tasks.
 fn submit(cluster: &Cluster, seed: u64) -> anyhow::Result<Running> {
-    let name = format!("output-{seed}");
+    // A seed may be named more than once, to see whether it fails each time.
+    static ROUND: AtomicU32 = AtomicU32::new(0);
+    let name = format!("output-{seed}-{}", ROUND.fetch_add(1, Ordering::Relaxed));
     if seed.is_multiple_of(2) {
         word_count(cluster, &name, JOB_SECONDS)
     } else {

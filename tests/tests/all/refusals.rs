@@ -44,7 +44,7 @@ fn bad_submissions_are_refused_by_name_and_hurt_nobody() -> anyhow::Result<()> {
     refused(
         &cluster,
         &file("text.wasm", b"this is no module")?,
-        &["Wasm"],
+        &["WebAssembly"],
     )?;
     refused(
         &cluster,
@@ -109,12 +109,12 @@ fn bad_submissions_are_refused_by_name_and_hurt_nobody() -> anyhow::Result<()> {
     )?;
 
     let posted = cluster.rest().post(
-        "/v1/jobs?parallelism=0",
+        &format!("/v1/jobs?parallelism=0&param.input={input}&param.output={fresh}"),
         "application/wasm",
-        b"\0asm\x01\0\0\0",
+        &fs::read(&wordcount)?,
     )?;
     ensure!(
-        posted.status == 400 && posted.refusal().contains("parallelism"),
+        (400..500).contains(&posted.status) && posted.refusal().contains("parallelism"),
         "{posted:?}"
     );
     let posted = cluster.rest().post("/v1/jobs", "text/plain", b"hello")?;
@@ -177,22 +177,44 @@ fn a_process_that_cannot_start_says_why() -> anyhow::Result<()> {
 
     let taken = UdpSocket::bind("127.0.0.1:0")?;
     let port = taken.local_addr()?;
-    let settings = [
-        format!("tls.dir={directory}/tls"),
-        format!("taskmanager.data_dir={directory}/second"),
-        format!("taskmanager.data_address={port}"),
-        format!("cluster.checkpoint_store_url=file://{directory}/store"),
+    let rest = cluster
+        .rest()
+        .url()
+        .trim_start_matches("http://")
+        .to_owned();
+    let ports = [
+        (
+            "taskmanager",
+            vec![format!("taskmanager.data_address={port}")],
+            port.to_string(),
+        ),
+        (
+            "jobmanager",
+            vec![
+                "jobmanager.quic_address=127.0.0.1:0".to_owned(),
+                format!("jobmanager.rest_address={rest}"),
+            ],
+            rest,
+        ),
     ];
-    let output = start("taskmanager", &settings)?;
-    let said = text(&output);
-    ensure!(
-        !output.status.success(),
-        "it started on a port in use: {said}"
-    );
-    ensure!(
-        said.contains(&port.to_string()),
-        "the port is not named: {said}"
-    );
+    for (kind, mut settings, port) in ports {
+        settings.extend([
+            format!("tls.dir={directory}/tls"),
+            format!("{kind}.data_dir={directory}/second"),
+            format!("cluster.checkpoint_store_url=file://{directory}/store"),
+        ]);
+        let output = start(kind, &settings)?;
+        let said = text(&output);
+        ensure!(
+            !output.status.success(),
+            "a {kind} started on a port in use: {said}"
+        );
+        ensure!(
+            said.contains(&port),
+            "the {kind} does not name the port {port}: {said}"
+        );
+        ensure!(!said.contains("panicked"), "the {kind} panicked: {said}");
+    }
     cluster.shut_down()
 }
 
