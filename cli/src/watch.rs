@@ -15,7 +15,7 @@ use crate::verbs::logs::{Tail, rendered};
 const LOOK_INTERVAL_FIRST: Duration = Duration::from_millis(50);
 const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// How long a JobManager may be away: time to start it again.
-const AWAY_MAX: Duration = Duration::from_secs(300);
+pub(crate) const AWAY_MAX: Duration = Duration::from_secs(300);
 const LOG_LINES_FIRST: u32 = 1_000;
 
 /// How the waiting ended.
@@ -33,6 +33,14 @@ pub(crate) struct Watch<'a> {
     pub(crate) show_logs: bool,
     pub(crate) progress: Progress,
     pub(crate) interrupts: Receiver<()>,
+    pub(crate) seen: Seen,
+}
+
+/// What was shown already, so that waiting on after an interrupt repeats nothing.
+#[derive(Default)]
+pub(crate) struct Seen {
+    rates: Rates,
+    events: Events,
 }
 
 impl Watch<'_> {
@@ -44,8 +52,6 @@ impl Watch<'_> {
     }
 
     fn look_until_end(&mut self) -> Result<Ending, Failure> {
-        let mut rates = Rates::default();
-        let mut events = Events::default();
         let mut tail = self
             .show_logs
             .then(|| Tail::new(self.client, self.job.clone(), None, LOG_LINES_FIRST));
@@ -57,12 +63,13 @@ impl Watch<'_> {
                     if away_since.take().is_some() {
                         self.progress.note("the JobManager answers again");
                     }
-                    rates.update(&job, Instant::now());
-                    events
+                    self.seen.rates.update(&job, Instant::now());
+                    self.seen
+                        .events
                         .new_ones(&job.events)
                         .iter()
                         .for_each(|event| self.progress.note(&event.text));
-                    self.progress.show(&job, &rates);
+                    self.progress.show(&job, &self.seen.rates);
                     self.show_logs(tail.as_mut())?;
                     if job.summary.status.is_terminal() {
                         return Ok(Ending::Job(Box::new(job)));

@@ -1,28 +1,45 @@
 //! `tidemill logs`: what a job's tasks have written, and what they write.
 
 use std::thread;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use tidemill_jobmanager::views::{LogLineView, LogPage};
 
 use super::Session;
 use crate::arguments::Logs;
 use crate::client::{Client, pair};
-use crate::failure::Failure;
+use crate::failure::{Exit, Failure};
 use crate::print;
 use crate::units;
+use crate::watch::AWAY_MAX;
 
 const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 
 pub(crate) fn logs(session: &Session, options: &Logs) -> Result<(), Failure> {
     let client = session.client()?;
     let job = client.resolve(&options.job.job)?;
-    let mut tail = Tail::new(&client, job.id.clone(), options.task.clone(), options.lines);
+    let task = options.task.clone();
+    let mut tail = Tail::new(&client, job.id.clone(), task, options.lines);
     let mut missing: Vec<String> = Vec::new();
+    let mut away_since: Option<Instant> = None;
     loop {
-        // Asked first: what a job wrote before its end is then in the page.
-        let has_ended = !options.follow || client.job(&job.id)?.summary.status.is_terminal();
-        let page = tail.page()?;
+        let looked = look(&client, &job.id, options.follow, &mut tail);
+        let (page, has_ended) = match looked {
+            Ok(looked) => looked,
+            Err(failure) if options.follow && failure.exit == Exit::Unreachable => {
+                let since = *away_since.get_or_insert_with(|| {
+                    eprintln!("warning: the JobManager does not answer; this waits for it");
+                    Instant::now()
+                });
+                if since.elapsed() > AWAY_MAX {
+                    return Err(failure);
+                }
+                thread::sleep(FOLLOW_INTERVAL);
+                continue;
+            }
+            Err(failure) => return Err(failure),
+        };
+        away_since = None;
         show(session, &page.lines)?;
         for node in page.missing {
             if !missing.contains(&node) {
@@ -35,6 +52,18 @@ pub(crate) fn logs(session: &Session, options: &Logs) -> Result<(), Failure> {
         }
         thread::sleep(FOLLOW_INTERVAL);
     }
+}
+
+/// The next page, and whether there will be no other.
+fn look(
+    client: &Client,
+    job: &str,
+    follow: bool,
+    tail: &mut Tail<'_>,
+) -> Result<(LogPage, bool), Failure> {
+    // Asked first: what a job wrote before its end is then in the page.
+    let has_ended = !follow || client.job(job)?.summary.status.is_terminal();
+    Ok((tail.page()?, has_ended))
 }
 
 fn show(session: &Session, lines: &[LogLineView]) -> Result<(), Failure> {

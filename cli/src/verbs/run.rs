@@ -19,7 +19,7 @@ use crate::print;
 use crate::process::{Signals, load_config, runtime, start_logging};
 use crate::progress::Progress;
 use crate::units;
-use crate::watch::{Ending, Watch};
+use crate::watch::{Ending, Seen, Watch};
 
 /// How long a job may take to be cancelled when its cluster ends with this command.
 const CANCEL_MAX: Duration = Duration::from_secs(10);
@@ -110,6 +110,7 @@ fn run_on(
         show_logs: options.logs,
         progress: Progress::new(session.is_json()),
         interrupts,
+        seen: Seen::default(),
     };
     match watch.until_end()? {
         Ending::Job(job) => ended(session, &job),
