@@ -161,6 +161,10 @@ impl View<'_> {
         let failure = job.last_failure().map(|last| FailureView {
             at_ms: self.clock.wall_ms(last.at),
             task: last.task.map(|task| task.to_string()),
+            stage: last
+                .task
+                .and_then(|task| job.graph().stage(task))
+                .map(|stage| stage.name.clone()),
             blame: blame(last.failure.blame).to_owned(),
             message: last.failure.message.clone(),
             backtrace: last.failure.backtrace.clone(),

@@ -235,6 +235,8 @@ pub struct FailureView {
     pub at_ms: u64,
     /// Which task, if it was one task's failure.
     pub task: Option<String>,
+    /// The name of that task's stage.
+    pub stage: Option<String>,
     /// `job`, `cluster` or `bug`.
     pub blame: String,
     /// What happened.

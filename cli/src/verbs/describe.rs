@@ -47,11 +47,11 @@ pub(crate) fn checkpoint_status(status: CheckpointStatus) -> &'static str {
 
 /// A failure with all that helps to find its cause.
 pub(crate) fn failure(failure: &FailureView) -> String {
-    let task = failure
-        .task
-        .as_ref()
-        .map(|task| format!("task {task}: "))
-        .unwrap_or_default();
+    let task = match (&failure.task, &failure.stage) {
+        (Some(task), Some(stage)) => format!("task {task} ({stage}): "),
+        (Some(task), None) => format!("task {task}: "),
+        (None, _) => String::new(),
+    };
     let mut text = format!("{task}{}", failure.message);
     let mut section = |heading: &str, lines: &[String]| {
         if !lines.is_empty() {

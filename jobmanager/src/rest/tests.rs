@@ -136,6 +136,7 @@ fn detail() -> JobDetail {
         last_failure: Some(FailureView {
             at_ms: 1_700_000_000_600,
             task: Some("1/0".into()),
+            stage: Some("count".into()),
             blame: "job".into(),
             message: "panicked".into(),
             backtrace: vec!["count::add".into()],

@@ -24,7 +24,9 @@ impl Job {
         task: TaskId,
         failure: TaskFailure,
     ) {
-        let cause = format!("task {task} failed on {on}: {}", failure.message);
+        let stage = self.graph.stage(task);
+        let stage = stage.map_or_else(String::new, |stage| stage.name.clone());
+        let cause = format!("task {task} ({stage}) failed on {on}: {}", failure.message);
         if let Some(task) = self.tasks.get_mut(&task) {
             task.status = TaskStatus::Failed;
         }
@@ -33,6 +35,7 @@ impl Job {
             now,
             Note::TaskFailed {
                 task,
+                stage,
                 task_manager,
                 failure: failure.clone(),
             },

@@ -39,6 +39,8 @@ pub enum Note {
     TaskFailed {
         /// Which.
         task: TaskId,
+        /// Its stage's name.
+        stage: String,
         /// Where.
         task_manager: TaskManagerId,
         /// Why.
@@ -130,12 +132,13 @@ impl fmt::Display for Note {
             }
             Self::TaskFailed {
                 task,
+                stage,
                 task_manager,
                 failure,
             } => {
                 write!(
                     f,
-                    "task {task} failed on {task_manager}: {}",
+                    "task {task} ({stage}) failed on {task_manager}: {}",
                     failure.message
                 )
             }

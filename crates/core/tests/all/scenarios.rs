@@ -179,7 +179,7 @@ fn a_failing_task_restarts_its_region_and_no_other() {
     assert_eq!(cluster.phase(JOB), Phase::Running);
     cluster.seconds(1);
     cluster.one_task(JOB, TaskId::new(1, 2), TaskManager::fail);
-    assert!(cluster.noted("task 1/2 failed on"));
+    assert!(cluster.noted("task 1/2 (") && cluster.noted(") failed on"));
     cluster.seconds(1);
     assert_eq!(cluster.phase(JOB), Phase::Running);
     let attempts = cluster.attempts(JOB);
