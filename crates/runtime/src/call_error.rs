@@ -103,7 +103,7 @@ pub enum TrapReason {
     },
     /// The guest asked for more memory than its limit and gave up.
     #[error(
-        "needs {wanted_bytes} bytes of memory and may have {limit_bytes} (memory_max_bytes, or the module's own maximum)"
+        "needs {wanted_bytes} bytes of memory and may have {limit_bytes} (memory_max_bytes, or the module's own maximum): keep less, spread it over more tasks, or raise the limit"
     )]
     MemoryLimit {
         /// What the memory would have grown to.
@@ -122,13 +122,17 @@ pub enum TrapReason {
         limit: u64,
     },
     /// The call outlasted its deadline.
-    #[error("ran for longer than {limit:?} (call_deadline_ms)")]
+    #[error(
+        "ran for longer than {limit:?} (call_deadline_ms): do less for one record, or raise the limit"
+    )]
     Deadline {
         /// The deadline.
         limit: Duration,
     },
     /// The call emitted more than its limit.
-    #[error("emitted more than {limit_bytes} bytes in one call (call_output_max_bytes)")]
+    #[error(
+        "emitted more than {limit_bytes} bytes in one call (call_output_max_bytes): emit less for one record, or raise the limit"
+    )]
     OutputLimit {
         /// What one call may emit.
         limit_bytes: u64,
