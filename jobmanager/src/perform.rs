@@ -14,6 +14,7 @@ use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord
 use tidemill_protocol::{CheckpointId, JobId};
 use tidemill_storage::{CleanupError, Store};
 use tokio::sync::{mpsc, oneshot};
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tracing::{debug, error, info, warn};
 
@@ -43,6 +44,8 @@ pub(crate) struct Performer {
     outboxes: HashMap<ConnectionId, mpsc::UnboundedSender<FromLeader>>,
     submitters: HashMap<JobId, (SubmittedView, Reply<Result<SubmittedView, SubmitError>>)>,
     cancellers: HashMap<JobId, Vec<Reply<Result<(), CancelError>>>>,
+    /// The last clean-up of each job that has begun one.
+    clean_ups: HashMap<JobId, JoinHandle<()>>,
 }
 
 impl Performer {
@@ -53,6 +56,7 @@ impl Performer {
             outboxes: HashMap::new(),
             submitters: HashMap::new(),
             cancellers: HashMap::new(),
+            clean_ups: HashMap::new(),
         }
     }
 
@@ -249,13 +253,12 @@ impl Performer {
     }
 
     fn delete(
-        &self,
+        &mut self,
         job: JobId,
         obsolete: Vec<CheckpointPointer>,
         retained: Vec<CheckpointPointer>,
     ) {
-        let hands = self.hands.clone();
-        tokio::spawn(async move {
+        self.clean_up(job, |hands| async move {
             if let Err(error) = hands.delete_up_to_the_newest(job, &retained).await {
                 let left: Vec<String> = obsolete
                     .iter()
@@ -266,9 +269,8 @@ impl Performer {
         });
     }
 
-    fn delete_job_objects(&self, job: JobId) {
-        let hands = self.hands.clone();
-        tokio::spawn(async move {
+    fn delete_job_objects(&mut self, job: JobId) {
+        self.clean_up(job, |hands| async move {
             let nothing = CheckpointPointers::default();
             // Objects go only when no pointer names them any more.
             match hands
@@ -293,9 +295,8 @@ impl Performer {
         });
     }
 
-    fn forget_job(&self, job: JobId) {
-        let hands = self.hands.clone();
-        tokio::spawn(async move {
+    fn forget_job(&mut self, job: JobId) {
+        self.clean_up(job, |hands| async move {
             if let Err(error) = hands.registry.remove_job(&hands.leading, job).await {
                 hands.check_fence(&error);
                 return warn!(%job, "an ended job's record stays for now: {}", error_chain(&error));
@@ -304,6 +305,24 @@ impl Performer {
                 warn!(%job, "an ended job's objects stay: {}", error_chain(&error));
             }
         });
+        self.clean_ups.remove(&job);
+    }
+
+    /// Lets one clean-up of a job follow another: two at once would take for lost what the other has deleted.
+    fn clean_up<R>(&mut self, job: JobId, work: impl FnOnce(Hands) -> R)
+    where
+        R: Future<Output = ()> + Send + 'static,
+    {
+        let before = self.clean_ups.remove(&job);
+        let work = work(self.hands.clone());
+        let handle = tokio::spawn(async move {
+            if let Some(before) = before {
+                // However it ended, it deletes nothing any more.
+                let _ = before.await;
+            }
+            work.await;
+        });
+        self.clean_ups.insert(job, handle);
     }
 
     /// Runs an action elsewhere and brings what came of it to the driver.
