@@ -1,6 +1,7 @@
 //! The end-to-end suite, one binary: real clusters, real jobs, real kills. `cargo xtask test` builds what it needs.
 
 mod common;
+mod faults;
 mod kills;
 mod operations;
 mod refusals;
