@@ -2,7 +2,7 @@
 //! it never holds back a record: its owner hands it to the host when it is full, and at every flush.
 
 use crate::record::refuse;
-use crate::wire::{Encoder, WireError};
+use crate::wire::Encoder;
 use serde::Serialize;
 
 /// Bytes at which a batch is handed to the host.
@@ -33,7 +33,7 @@ impl Batch {
                     self.used += encoder.written();
                     return;
                 }
-                Err(WireError::Full) => self.grow(),
+                Err(error) if error.is_full() => self.grow(),
                 Err(error) => refuse::<T>("encoded", &error),
             }
         }

@@ -8,8 +8,8 @@ use serde::ser::{
     SerializeTupleStruct, SerializeTupleVariant, Serializer,
 };
 
+use super::WireError;
 use super::copy::copy;
-use super::{VARINT_16_BYTES, VARINT_32_BYTES, VARINT_64_BYTES, WireError};
 
 /// Writes at the beginning of a slice, which should be large enough.
 pub(crate) struct Encoder<'a> {
@@ -30,7 +30,10 @@ impl<'a> Encoder<'a> {
 
     #[inline]
     fn byte(&mut self, byte: u8) -> Result<(), WireError> {
-        let place = self.room.get_mut(self.written).ok_or(WireError::Full)?;
+        let place = self
+            .room
+            .get_mut(self.written)
+            .ok_or_else(WireError::full)?;
         *place = byte;
         self.written += 1;
         Ok(())
@@ -40,43 +43,76 @@ impl<'a> Encoder<'a> {
     fn bytes(&mut self, bytes: &[u8]) -> Result<(), WireError> {
         let end = self.written + bytes.len();
         let place = self.room.get_mut(self.written..end);
-        copy(place.ok_or(WireError::Full)?, bytes);
+        copy(place.ok_or_else(WireError::full)?, bytes);
         self.written = end;
         Ok(())
     }
 
-    #[inline]
-    fn varint<const BYTES: usize>(&mut self, mut n: u64) -> Result<(), WireError> {
-        // One check for all bytes; near the end of the room it asks for more than it needs.
-        let rest = self.room.get_mut(self.written..);
-        let place = rest.and_then(|rest| rest.first_chunk_mut::<BYTES>());
-        for byte in place.ok_or(WireError::Full)? {
-            self.written += 1;
-            if n < 0x80 {
-                *byte = n as u8;
-                break;
-            }
-            *byte = n as u8 | 0x80;
-            n >>= 7;
+    #[inline(always)]
+    fn varint(&mut self, n: u64) -> Result<(), WireError> {
+        if n < 0x80 {
+            return self.byte(n as u8);
         }
+        if n >= 1 << 56 {
+            self.written += rare_varint(self.room.get_mut(self.written..), n.into())?;
+            return Ok(());
+        }
+        let groups = spread(n);
+        let len = (70 - (n.leading_zeros() as usize)) / 7;
+        let more = 0x8080_8080_8080_8080 & !(u64::MAX << (8 * (len - 1)));
+        // One store whatever the length; near the end of the room it asks for more than it needs.
+        let rest = self.room.get_mut(self.written..);
+        let place = rest.and_then(|rest| rest.first_chunk_mut());
+        *place.ok_or_else(WireError::full)? = (groups | more).to_le_bytes();
+        self.written += len;
         Ok(())
     }
 
-    fn varint_128(&mut self, mut n: u128) -> Result<(), WireError> {
-        while n >= 0x80 {
-            self.byte(n as u8 | 0x80)?;
-            n >>= 7;
-        }
-        self.byte(n as u8)
+    fn varint_128(&mut self, n: u128) -> Result<(), WireError> {
+        self.written += rare_varint(self.room.get_mut(self.written..), n)?;
+        Ok(())
     }
 
-    #[inline]
-    fn length(&mut self, len: Option<usize>) -> Result<(), WireError> {
-        let len = len.ok_or(WireError::Wrong(
-            "a sequence or map must know its length before it is written",
-        ))?;
-        self.varint::<VARINT_64_BYTES>(len as u64)
+    /// A length, most of which are short.
+    /// A length, most of which are short.
+    #[inline(always)]
+    fn length(&mut self, len: usize) -> Result<(), WireError> {
+        if len < 0x80 {
+            return self.byte(len as u8);
+        }
+        self.written += rare_varint(self.room.get_mut(self.written..), len as u128)?;
+        Ok(())
     }
+}
+
+/// Writes a number; answers how many bytes it has. It is given the room and not the encoder, which then can stay in
+/// registers.
+#[inline(never)]
+fn rare_varint(room: Option<&mut [u8]>, mut n: u128) -> Result<usize, WireError> {
+    for (place, byte) in room.into_iter().flatten().enumerate() {
+        if n < 0x80 {
+            *byte = n as u8;
+            return Ok(place + 1);
+        }
+        *byte = n as u8 | 0x80;
+        n >>= 7;
+    }
+    Err(WireError::full())
+}
+
+/// The length of a sequence or map, which postcard writes before it.
+fn known(len: Option<usize>) -> Result<usize, WireError> {
+    len.ok_or_else(|| {
+        WireError::wrong("a sequence or map must know its length before it is written")
+    })
+}
+
+/// Puts each seven bits of a number of 56 into a byte of their own, the lowest first: in halves, without a branch.
+#[inline]
+fn spread(n: u64) -> u64 {
+    let n = n & 0x0fff_ffff | n << 4 & 0x0fff_ffff_0000_0000;
+    let n = n & 0x0000_3fff_0000_3fff | n << 2 & 0x3fff_0000_3fff_0000;
+    n & 0x007f_007f_007f_007f | n << 1 & 0x7f00_7f00_7f00_7f00
 }
 
 /// Small numbers of either sign are small numbers.
@@ -113,17 +149,17 @@ impl Serializer for &mut Encoder<'_> {
 
     #[inline]
     fn serialize_i16(self, value: i16) -> Result<(), WireError> {
-        self.varint::<VARINT_16_BYTES>(zigzag(value.into()))
+        self.varint(zigzag(value.into()))
     }
 
     #[inline]
     fn serialize_i32(self, value: i32) -> Result<(), WireError> {
-        self.varint::<VARINT_32_BYTES>(zigzag(value.into()))
+        self.varint(zigzag(value.into()))
     }
 
     #[inline]
     fn serialize_i64(self, value: i64) -> Result<(), WireError> {
-        self.varint::<VARINT_64_BYTES>(zigzag(value))
+        self.varint(zigzag(value))
     }
 
     fn serialize_i128(self, value: i128) -> Result<(), WireError> {
@@ -137,17 +173,17 @@ impl Serializer for &mut Encoder<'_> {
 
     #[inline]
     fn serialize_u16(self, value: u16) -> Result<(), WireError> {
-        self.varint::<VARINT_16_BYTES>(value.into())
+        self.varint(value.into())
     }
 
     #[inline]
     fn serialize_u32(self, value: u32) -> Result<(), WireError> {
-        self.varint::<VARINT_32_BYTES>(value.into())
+        self.varint(value.into())
     }
 
     #[inline]
     fn serialize_u64(self, value: u64) -> Result<(), WireError> {
-        self.varint::<VARINT_64_BYTES>(value)
+        self.varint(value)
     }
 
     fn serialize_u128(self, value: u128) -> Result<(), WireError> {
@@ -176,7 +212,7 @@ impl Serializer for &mut Encoder<'_> {
 
     #[inline]
     fn serialize_bytes(self, value: &[u8]) -> Result<(), WireError> {
-        self.varint::<VARINT_64_BYTES>(value.len() as u64)?;
+        self.length(value.len())?;
         self.bytes(value)
     }
 
@@ -208,7 +244,7 @@ impl Serializer for &mut Encoder<'_> {
         index: u32,
         _variant: &'static str,
     ) -> Result<(), WireError> {
-        self.varint::<VARINT_32_BYTES>(index.into())
+        self.varint(index.into())
     }
 
     #[inline]
@@ -228,13 +264,13 @@ impl Serializer for &mut Encoder<'_> {
         _variant: &'static str,
         value: &T,
     ) -> Result<(), WireError> {
-        self.varint::<VARINT_32_BYTES>(index.into())?;
+        self.varint(index.into())?;
         value.serialize(self)
     }
 
     #[inline]
     fn serialize_seq(self, len: Option<usize>) -> Result<Self, WireError> {
-        self.length(len)?;
+        self.length(known(len)?)?;
         Ok(self)
     }
 
@@ -256,13 +292,13 @@ impl Serializer for &mut Encoder<'_> {
         _variant: &'static str,
         _len: usize,
     ) -> Result<Self, WireError> {
-        self.varint::<VARINT_32_BYTES>(index.into())?;
+        self.varint(index.into())?;
         Ok(self)
     }
 
     #[inline]
     fn serialize_map(self, len: Option<usize>) -> Result<Self, WireError> {
-        self.length(len)?;
+        self.length(known(len)?)?;
         Ok(self)
     }
 
@@ -279,14 +315,14 @@ impl Serializer for &mut Encoder<'_> {
         _variant: &'static str,
         _len: usize,
     ) -> Result<Self, WireError> {
-        self.varint::<VARINT_32_BYTES>(index.into())?;
+        self.varint(index.into())?;
         Ok(self)
     }
 
     fn collect_str<T: Display + ?Sized>(self, value: &T) -> Result<(), WireError> {
         let mut text = String::new();
         write!(text, "{value}")
-            .map_err(|_| WireError::Wrong("a value that is written as text refused to be"))?;
+            .map_err(|_| WireError::wrong("a value that is written as text refused to be"))?;
         self.serialize_str(&text)
     }
 }
