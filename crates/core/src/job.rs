@@ -386,6 +386,13 @@ impl Job {
         self.regions[self.region_of(task)?].attempt
     }
 
+    /// Whether a region runs, or is being started, under this attempt.
+    #[must_use]
+    pub fn runs_attempt(&self, attempt: AttemptId) -> bool {
+        let mut regions = self.regions.iter();
+        regions.any(|region| region.attempt == Some(attempt) && region.is_live())
+    }
+
     /// The slots that are missing, while it waits for them.
     #[must_use]
     pub fn shortfall(&self) -> Option<Shortfall> {

@@ -11,7 +11,7 @@ use alloc::string::String;
 use alloc::vec::Vec;
 use tidemill_protocol::control::{Command, FromLeader};
 use tidemill_protocol::record::{CheckpointPointers, JobRecord};
-use tidemill_protocol::{AttemptId, Epoch, ExecutionGraph, JobId, TaskManagerId};
+use tidemill_protocol::{AttemptId, Epoch, ExecutionGraph, Incarnation, JobId, TaskManagerId};
 
 pub use self::event::{Action, Event, Note};
 use crate::job::{self, Job, Resources};
@@ -58,6 +58,8 @@ struct BrokenChannel {
     job: JobId,
     attempt: AttemptId,
     ends: (TaskManagerId, TaskManagerId),
+    /// Their lives when it broke.
+    lives: (Incarnation, Incarnation),
     reason: String,
 }
 

@@ -5,11 +5,11 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use tidemill_protocol::control::{Command, Registration, ToLeader};
-use tidemill_protocol::{AttemptId, JobId, TaskManagerId};
+use tidemill_protocol::{AttemptId, Incarnation, JobId, TaskManagerId};
 
 use super::{Action, BROKEN_CHANNEL_GRACE, BrokenChannel, KEEP_APART, Leader, Note};
 use crate::checkpoint;
-use crate::job;
+use crate::job::{self, Job};
 use crate::membership::{ConnectionId, HowLost, Registered};
 use crate::scheduler::Pair;
 use crate::time::Time;
@@ -128,15 +128,17 @@ impl Leader {
                 peer,
                 reason,
             } => {
-                let due = now + BROKEN_CHANNEL_GRACE;
-                let ends = (from, peer);
-                self.suspect_channel(BrokenChannel {
-                    due,
-                    job,
-                    attempt,
-                    ends,
-                    reason,
-                });
+                // A peer that is known to be dead explains the break.
+                if let (Some(one), Some(other)) = (self.life(&from), self.life(&peer)) {
+                    self.suspect_channel(BrokenChannel {
+                        due: now + BROKEN_CHANNEL_GRACE,
+                        job,
+                        attempt,
+                        ends: (from, peer),
+                        lives: (one, other),
+                        reason,
+                    });
+                }
             }
             ToLeader::Report(report) => {
                 for progress in report.tasks {
@@ -144,6 +146,12 @@ impl Leader {
                 }
             }
         }
+    }
+
+    /// The life of a TaskManager that is registered.
+    fn life(&self, id: &TaskManagerId) -> Option<Incarnation> {
+        let member = self.membership.member(id);
+        member.map(|member| member.registration.incarnation)
     }
 
     /// Remembers a broken channel until a death explains it or the grace is over. One for each attempt is enough.
@@ -201,11 +209,15 @@ impl Leader {
             job,
             attempt,
             ends: (one, other),
+            lives,
             reason,
             ..
         } = broken;
-        let live = |id| self.membership.member(id).is_some();
-        if live(&one) && live(&other) {
+        // An attempt that is over breaks its own channels, and a life that has ended breaks those of its peers.
+        let current = |job: &Job| job.runs_attempt(attempt);
+        let attempt_runs = self.jobs.get(&job).is_some_and(current);
+        let same_lives = (self.life(&one), self.life(&other)) == (Some(lives.0), Some(lives.1));
+        if attempt_runs && same_lives {
             let cause = format!("the data connection between {one} and {other} broke: {reason}");
             self.keep_apart
                 .insert(Pair::new(one, other), now + KEEP_APART);

@@ -216,7 +216,7 @@ fn a_job_whose_restarts_are_used_up_fails_and_is_cleaned_up_once_that_is_stored(
     let JobState::Failed { reason } = &cluster.records[&JOB].state else {
         panic!("it failed")
     };
-    assert!(reason.contains("task 0/1 failed") && reason.contains("restarts are used up"));
+    assert!(reason.contains("task 0/1 (") && reason.contains("restarts are used up"));
 }
 
 #[test]
@@ -726,6 +726,44 @@ fn a_broken_channel_that_a_death_explains_is_no_second_failure() {
     cluster.seconds(2);
     assert_eq!(cluster.records[&JOB].restarts, 1);
     assert_eq!(cluster.phase(JOB), Phase::Running);
+}
+
+#[test]
+fn survivors_whose_channels_break_because_their_attempt_is_over_are_not_kept_apart() {
+    let mut cluster = Cluster::new(&["a", "b", "c"]);
+    cluster.submit(record(JOB), graph(3, Routing::AllToAll));
+    cluster.seconds(2);
+    cluster.kill("c");
+    // The survivors stop the old attempt's tasks one after the other, and their channels with them.
+    for (name, peer) in [("a", "b"), ("b", "a")] {
+        let (peer, reason) = (cluster.task_managers[peer].id.clone(), "reset".to_owned());
+        let (job, attempt) = (JOB, attempt(1, 1));
+        cluster.say(
+            name,
+            ToLeader::ChannelBroken {
+                job,
+                attempt,
+                peer,
+                reason,
+            },
+        );
+    }
+    cluster.seconds(2);
+    assert_eq!(cluster.phase(JOB), Phase::Running);
+    assert_eq!(cluster.records[&JOB].restarts, 1);
+    let used = |name: &str| !cluster.task_managers[name].tasks.is_empty();
+    assert!(used("a") && used("b"));
+    cluster.kill("b");
+    cluster.seconds(2);
+    cluster.join("b", 4);
+    cluster.join("c", 4);
+    cluster.kill("a");
+    cluster.seconds(2);
+    let used = |name: &str| !cluster.task_managers[name].tasks.is_empty();
+    assert!(
+        used("b") && used("c"),
+        "nobody has a reason to avoid anybody"
+    );
 }
 
 #[test]
