@@ -286,17 +286,8 @@ fn run(
     leader: Leader,
     clock: Clock,
 ) -> JobManagerHandle {
-    let Resources {
-        store,
-        engine,
-        registry,
-    } = resources;
-    let Sockets {
-        rest,
-        rest_address,
-        endpoint,
-        liveness,
-    } = sockets;
+    let (rest_address, quic_address) = (sockets.rest_address, sockets.endpoint.local_address());
+    let (engine, store, endpoint) = (resources.engine, resources.store, sockets.endpoint);
     let stop = CancellationToken::new();
     let (events_in, events) = mpsc::unbounded_channel();
     let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
@@ -305,7 +296,7 @@ fn run(
     let report_interval_ms = config.jobmanager.report_interval_ms;
     let find = find_module(store.clone());
     let hands = Hands {
-        registry,
+        registry: resources.registry,
         leading,
         store,
         events: events_in,
@@ -314,19 +305,18 @@ fn run(
     };
     tokio::spawn(sessions::serve(
         endpoint.clone(),
-        Arc::new(liveness),
+        Arc::new(sockets.liveness),
         find,
         sessions_in,
     ));
     let cluster = ClusterHandle::new(requests_in);
     let rest_stop = stop.clone().cancelled_owned();
     let serving = tokio::spawn(rest::serve(
-        rest,
+        sockets.rest,
         cluster.clone(),
         Arc::clone(&config),
         rest_stop,
     ));
-    let quic_address = endpoint.local_address();
     let driver = Driver {
         leader,
         performer: Performer::new(hands.clone()),

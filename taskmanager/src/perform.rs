@@ -121,17 +121,11 @@ impl Performer {
         deployment: &Arc<Deployment>,
         leader: Option<SocketAddr>,
     ) -> Result<(), TaskFailure> {
-        let limits = QueueLimits {
-            queue_bytes: self.resources.channel_queue_bytes,
-            window_bytes: self.resources.channel_window_bytes,
-            memory_max_bytes: self.resources.exchange_memory_max_bytes,
-            held_bytes: self.tasks.values().map(|entry| entry.channel_bytes).sum(),
-        };
         let Wiring {
             mut wires,
             remote,
             bytes,
-        } = wire(deployment, limits, &self.resources.incoming)
+        } = wire(deployment, self.queue_limits(), &self.resources.incoming)
             .map_err(|error| failure(Blame::Job, error.to_string()))?;
         let channel_bytes = bytes / (deployment.tasks.len().max(1) as u64);
         let mut stops: HashMap<TaskId, CancellationToken> = HashMap::new();
@@ -186,6 +180,15 @@ impl Performer {
             self.pump(channel, stop);
         }
         Ok(())
+    }
+
+    fn queue_limits(&self) -> QueueLimits {
+        QueueLimits {
+            queue_bytes: self.resources.channel_queue_bytes,
+            window_bytes: self.resources.channel_window_bytes,
+            memory_max_bytes: self.resources.exchange_memory_max_bytes,
+            held_bytes: self.tasks.values().map(|entry| entry.channel_bytes).sum(),
+        }
     }
 
     fn prepare(
