@@ -96,7 +96,7 @@ pub enum TrapReason {
     #[error("converted a float that no integer represents")]
     BadConversion,
     /// The native stack is used up, usually by recursion without end.
-    #[error("overflowed the stack ({limit_bytes} bytes)")]
+    #[error("overflowed the stack ({limit_bytes} bytes): recurse less deeply")]
     StackOverflow {
         /// What a guest has, in bytes.
         limit_bytes: u64,

@@ -126,9 +126,11 @@ fn thread_main(
     };
     let state = match end {
         TaskState::Failed(failure) => {
+            // Read first: the failure's own words are told beside them.
+            let last_log_lines = log.last(LAST_LINES);
             log.host(&failure.message);
             TaskState::Failed(TaskFailure {
-                last_log_lines: log.last(LAST_LINES),
+                last_log_lines,
                 ..failure
             })
         }
