@@ -15,6 +15,8 @@ pub enum Fault {
     Allocate,
     /// The operator computes without end.
     Loop,
+    /// The operator calls itself without end.
+    Recurse,
     /// The operator emits without end.
     Emit,
     /// The job function panics.
@@ -27,11 +29,12 @@ pub enum Fault {
     DescribeAddress,
 }
 
-const FAULTS: [(&str, Fault); 9] = [
+const FAULTS: [(&str, Fault); 10] = [
     ("none", Fault::None),
     ("panic", Fault::Panic),
     ("allocate", Fault::Allocate),
     ("loop", Fault::Loop),
+    ("recurse", Fault::Recurse),
     ("emit", Fault::Emit),
     ("describe-panic", Fault::DescribePanic),
     ("describe-allocate", Fault::DescribeAllocate),
@@ -71,6 +74,7 @@ impl Operator<u64> for Misbehave {
             Fault::Panic if n == self.at => complain(n),
             Fault::Allocate if n == self.at => hoard(),
             Fault::Loop if n == self.at => spin(),
+            Fault::Recurse if n == self.at => out.emit(recurse(n)),
             Fault::Emit if n == self.at => loop {
                 out.emit(n);
             },
@@ -111,6 +115,15 @@ fn hoard() -> ! {
 fn spin() -> ! {
     loop {
         std::hint::spin_loop();
+    }
+}
+
+/// Comes to an end where no stack reaches.
+#[inline(never)]
+fn recurse(n: u64) -> u64 {
+    match std::hint::black_box(n) {
+        u64::MAX => 0,
+        n => recurse(n + 1) ^ n,
     }
 }
 
