@@ -55,20 +55,28 @@ pub(crate) fn queue(bytes_max: usize) -> (Producer, Consumer) {
 impl Producer {
     /// Adds a frame, whatever the bound. A frame for a consumer that is gone is dropped.
     pub(crate) fn push(&self, frame: Frame) {
-        let waker = {
-            let mut state = self.0.lock();
-            if state.consumer_gone {
-                return;
-            }
-            self.0.bytes.fetch_add(frame.weight(), Ordering::Relaxed);
-            self.0.len.fetch_add(1, Ordering::Release);
-            state.frames.push_back(frame);
-            if state.frames.len() == 1 {
-                state.consumer.clone()
-            } else {
-                None
-            }
-        };
+        if self.add(frame) {
+            self.wake_consumer();
+        }
+    }
+
+    /// As [`Self::push`], but leaves it to the caller to wake the consumer before it waits or works on for long: true when
+    /// that is due. Several frames then cost one change of threads.
+    #[must_use = "a consumer that is not woken waits for ever"]
+    pub(crate) fn add(&self, frame: Frame) -> bool {
+        let mut state = self.0.lock();
+        if state.consumer_gone {
+            return false;
+        }
+        self.0.bytes.fetch_add(frame.weight(), Ordering::Relaxed);
+        self.0.len.fetch_add(1, Ordering::Release);
+        state.frames.push_back(frame);
+        state.frames.len() == 1
+    }
+
+    /// Wakes the consumer.
+    pub(crate) fn wake_consumer(&self) {
+        let waker = self.0.lock().consumer.clone();
         if let Some(waker) = waker {
             waker.wake();
         }
@@ -79,7 +87,7 @@ impl Producer {
         self.0.bytes.load(Ordering::Acquire) < self.0.bytes_max
     }
 
-    /// Who is woken when there is room again.
+    /// Who is woken when there is plenty of room again.
     pub(crate) fn set_waker(&self, waker: &Waker) {
         self.0.lock().producer = Some(waker.clone());
     }
@@ -121,7 +129,8 @@ impl Consumer {
         self.0.len.load(Ordering::Acquire) > 0
     }
 
-    /// Takes the oldest frame.
+    /// Takes the oldest frame. A producer that waits is woken when the queue is half empty: woken at the first room, it
+    /// would make one frame and wait again.
     pub(crate) fn pop(&self) -> Option<Frame> {
         let mut state = self.0.lock();
         self.take(&mut state)
@@ -132,8 +141,9 @@ impl Consumer {
         self.0.len.fetch_sub(1, Ordering::Release);
         let before = self.0.bytes.fetch_sub(frame.weight(), Ordering::AcqRel);
         let after = before - frame.weight();
-        if before >= self.0.bytes_max
-            && after < self.0.bytes_max
+        let wake_below = self.0.bytes_max.div_ceil(2);
+        if before >= wake_below
+            && after < wake_below
             && let Some(waker) = &state.producer
         {
             waker.wake_by_ref();
@@ -239,6 +249,27 @@ mod tests {
         while consumer.pop().is_some() {}
         producer.push(data(2, 1));
         assert_eq!(woken.0.load(Ordering::SeqCst), 2);
+    }
+
+    #[test]
+    fn added_frames_wake_nobody_until_told_and_a_full_queue_wakes_its_producer_at_the_half() {
+        let (producer, consumer) = queue(400);
+        let [reader, writer] = [(); 2].map(|()| Arc::new(Count::default()));
+        consumer.set_waker(&Waker::from(Arc::clone(&reader)));
+        producer.set_waker(&Waker::from(Arc::clone(&writer)));
+        let due: Vec<bool> = (0..4)
+            .map(|sequence| producer.add(data(sequence, 100)))
+            .collect();
+        assert_eq!(due, [true, false, false, false]);
+        assert_eq!(reader.0.load(Ordering::SeqCst), 0);
+        producer.wake_consumer();
+        assert_eq!(reader.0.load(Ordering::SeqCst), 1);
+        assert!(!producer.has_room());
+        consumer.pop();
+        assert!(producer.has_room());
+        assert_eq!(writer.0.load(Ordering::SeqCst), 0, "more than half full");
+        while consumer.pop().is_some() {}
+        assert_eq!(writer.0.load(Ordering::SeqCst), 1);
     }
 
     #[test]

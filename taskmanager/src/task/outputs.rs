@@ -16,15 +16,21 @@ use crate::logs::TaskLog;
 pub(crate) struct OutputChannel {
     queue: Producer,
     sequence: u64,
+    /// The receiver has not been told of a frame that ended its wait.
+    wake_due: bool,
 }
 
 impl OutputChannel {
     pub(crate) fn new(queue: Producer) -> Self {
-        Self { queue, sequence: 0 }
+        Self {
+            queue,
+            sequence: 0,
+            wake_due: false,
+        }
     }
 
     fn push(&mut self, body: FrameBody) {
-        self.queue.push(Frame {
+        self.wake_due |= self.queue.add(Frame {
             sequence: self.sequence,
             body,
         });
@@ -85,6 +91,15 @@ impl Outputs {
     pub(crate) fn set_waker(&mut self, waker: &std::task::Waker) {
         self.channels()
             .for_each(|channel| channel.queue.set_waker(waker));
+    }
+
+    /// Tells the receivers of what was emitted since the last time. Not done with each frame: a call emits several.
+    pub(crate) fn wake_receivers(&mut self) {
+        for channel in self.channels() {
+            if std::mem::take(&mut channel.wake_due) {
+                channel.queue.wake_consumer();
+            }
+        }
     }
 
     /// Bytes emitted so far.

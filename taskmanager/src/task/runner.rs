@@ -101,10 +101,15 @@ impl<B: Body> Runner<B> {
                     TaskCommand::Checkpoint(checkpoint, word) => self.on_word(checkpoint, word)?,
                 }
             }
+            self.body.outputs().wake_receivers();
             let progress = self.step()?;
             self.count();
+            if matches!(progress, Progress::Worked) {
+                self.flush_if_older(BUSY_FLUSH)?;
+            }
+            self.body.outputs().wake_receivers();
             match progress {
-                Progress::Worked => self.flush_if_older(BUSY_FLUSH)?,
+                Progress::Worked => {}
                 Progress::Idle(until) => self.idle(until)?,
                 Progress::Backpressured => {
                     let began = Instant::now();
