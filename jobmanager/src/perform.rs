@@ -279,10 +279,8 @@ impl Performer {
                 .await
             {
                 Ok(()) | Err(WriteError::UnknownJob { .. }) => {
-                    let deleted = hands
-                        .store
-                        .delete_orphans(job, &[], &[], hands.leading.epoch())
-                        .await;
+                    let last = CheckpointId::new(hands.leading.epoch(), u64::MAX);
+                    let deleted = hands.store.delete_orphans(job, &[], last).await;
                     if let Err(error) = deleted {
                         warn!(%job, "the ended job's checkpoints stay for now: {}", error_chain(&error));
                     }
@@ -352,20 +350,16 @@ impl Hands {
     }
 
     /// Deletes every checkpoint older than the newest retained one that is not retained itself: the obsolete, and what
-    /// was given up. Later ones may be in flight.
+    /// was given up. Later ones may be in flight, or begin while this runs.
     async fn delete_up_to_the_newest(
         &self,
         job: JobId,
         retained: &[CheckpointPointer],
     ) -> Result<(), CleanupError> {
-        let newest = retained.iter().map(|pointer| pointer.checkpoint).max();
-        let mut in_flight = self.store.list_checkpoints(job).await?;
-        in_flight.retain(|checkpoint| newest.is_none_or(|newest| *checkpoint > newest));
-        let deleted = self
-            .store
-            .delete_orphans(job, retained, &in_flight, self.leading.epoch())
-            .await?;
-        debug!(%job, ?deleted, "cleaned up");
+        if let Some(newest) = retained.iter().map(|pointer| pointer.checkpoint).max() {
+            let deleted = self.store.delete_orphans(job, retained, newest).await?;
+            debug!(%job, ?deleted, "cleaned up");
+        }
         Ok(())
     }
 }

@@ -7,7 +7,7 @@ use std::{fs, io};
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use tidemill_protocol::record::CheckpointPointer;
-use tidemill_protocol::{CheckpointId, Epoch, JobId};
+use tidemill_protocol::{CheckpointId, JobId};
 
 use crate::error::RequestError;
 use crate::store::path;
@@ -58,8 +58,8 @@ impl Store {
         Ok(ids)
     }
 
-    /// Deletes what no retained checkpoint needs and no checkpoint in flight may come to need, and says what it was.
-    /// Only epochs up to the caller's own are touched: a newer leader's checkpoints are in flight for all we know.
+    /// Deletes the checkpoints up to `up_to` that no retained one needs, and says which they were. The caller knows that
+    /// none of them is in flight any more; whatever is newer, also a newer leader's, may be, even if it began this instant.
     ///
     /// Whatever the manifests of retained checkpoints refer to stays, also under other checkpoints' keys.
     ///
@@ -69,10 +69,9 @@ impl Store {
         &self,
         job: JobId,
         retained: &[CheckpointPointer],
-        in_flight: &[CheckpointId],
-        up_to: Epoch,
+        up_to: CheckpointId,
     ) -> Result<Vec<CheckpointId>, CleanupError> {
-        let mut needed: BTreeSet<_> = in_flight.iter().copied().collect();
+        let mut needed = BTreeSet::new();
         let mut orphans = self.list_checkpoints(job).await?;
         for pointer in retained {
             needed.insert(pointer.checkpoint);
@@ -84,7 +83,7 @@ impl Store {
                 })?,
             );
         }
-        orphans.retain(|id| id.epoch <= up_to && !needed.contains(id));
+        orphans.retain(|id| *id <= up_to && !needed.contains(id));
         for orphan in &orphans {
             self.delete_checkpoint(job, *orphan).await?;
         }

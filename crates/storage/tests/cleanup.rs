@@ -77,7 +77,7 @@ async fn a_deleted_job_leaves_its_module_and_the_other_jobs() {
 }
 
 #[tokio::test]
-async fn an_orphan_scan_spares_what_is_retained_in_flight_or_of_a_newer_leader() {
+async fn an_orphan_scan_spares_what_is_retained_and_what_may_be_in_flight() {
     for (_directory, store) in stores().await {
         let retained = [
             complete(&store, id(1, 7)).await,
@@ -87,7 +87,7 @@ async fn an_orphan_scan_spares_what_is_retained_in_flight_or_of_a_newer_leader()
             write(&store, orphan, &image(&[Some(5)])).await;
         }
         let deleted = store
-            .delete_orphans(JOB, &retained, &[id(2, 3)], Epoch(2))
+            .delete_orphans(JOB, &retained, id(2, 2))
             .await
             .unwrap();
         assert_eq!(deleted, [id(1, 6), id(1, 8), id(2, 2)]);
@@ -123,7 +123,7 @@ async fn an_orphan_scan_spares_what_a_retained_manifest_refers_to() {
     write(&store, id(1, 3), &image(&[Some(3)])).await;
 
     let deleted = store
-        .delete_orphans(JOB, &[pointer], &[], Epoch(1))
+        .delete_orphans(JOB, &[pointer], id(1, 9))
         .await
         .unwrap();
     assert_eq!(deleted, [id(1, 3)]);
@@ -140,7 +140,7 @@ async fn an_orphan_scan_that_cannot_read_what_is_retained_deletes_nothing() {
     write(&store, id(1, 1), &image(&[Some(1)])).await;
     fs::write(file(&directory, &pointer.metadata.key), "damaged").unwrap();
     let error = store
-        .delete_orphans(JOB, &[pointer], &[], Epoch(1))
+        .delete_orphans(JOB, &[pointer], id(1, 9))
         .await
         .unwrap_err();
     assert!(
@@ -163,7 +163,7 @@ async fn what_clean_up_does_not_know_it_leaves_alone() {
     );
     fs::create_dir_all(own.parent().unwrap()).unwrap();
     fs::write(&own, "mine").unwrap();
-    let deleted = store.delete_orphans(JOB, &[], &[], Epoch(1)).await.unwrap();
+    let deleted = store.delete_orphans(JOB, &[], id(1, 9)).await.unwrap();
     assert_eq!(deleted, [id(1, 1)]);
     assert_eq!(fs::read(&own).unwrap(), b"mine");
 }
@@ -185,7 +185,7 @@ async fn an_upload_that_a_crash_cut_off_is_invisible_and_goes_with_its_checkpoin
 
     fs::create_dir_all(staged.parent().unwrap()).unwrap();
     fs::write(&staged, "half of it").unwrap();
-    let deleted = store.delete_orphans(JOB, &[], &[], Epoch(1)).await.unwrap();
+    let deleted = store.delete_orphans(JOB, &[], id(1, 9)).await.unwrap();
     assert_eq!(deleted, [id(1, 1)]);
     assert_eq!(all_files(directory.path()).len(), 0);
 }
