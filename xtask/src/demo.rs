@@ -129,6 +129,8 @@ fn play(
             .is_some_and(|recovery| recovery["running_after_us"].is_u64()))
     })?;
     tell_recovery(show.screen, &detail, killed_at_ms)?;
+    // Until every TaskManager has reported what its new tasks have read.
+    show.next = Instant::now() + SHOW_EVERY;
     show.watch(&mut cluster, &job, |detail| {
         Ok(text_is(detail, "status", "finished"))
     })?;
