@@ -49,8 +49,6 @@ pub struct RecoveryPlan {
 pub struct RegionPlan {
     /// Where every task of the region runs.
     pub placements: Placements,
-    /// Tasks that had a place before and have it no more.
-    pub moved: BTreeSet<TaskId>,
 }
 
 /// Why there is no plan yet.
@@ -108,16 +106,6 @@ pub fn plan(situation: &Situation<'_>) -> Result<RecoveryPlan, NoPlan> {
         placements: tasks
             .iter()
             .map(|task| (*task, staying[task].clone()))
-            .collect(),
-        moved: tasks
-            .iter()
-            .filter(|task| {
-                situation
-                    .placements
-                    .get(task)
-                    .is_some_and(|old| *old != staying[task])
-            })
-            .copied()
             .collect(),
     };
     let regions = situation

@@ -127,6 +127,7 @@ impl Job {
         self.attempts += 1;
         let attempt = AttemptId::new(self.epoch, self.attempts);
         let state = &mut self.regions[region];
+        let runs_again = state.attempt.is_some();
         state.attempt = Some(attempt);
         state.state = RegionState::Deploying;
         state.restored = restore;
@@ -138,7 +139,14 @@ impl Job {
             address: resources.addresses.get(place).cloned().unwrap_or_default(),
         });
         let locations: Vec<TaskLocation> = locations.collect();
-        let (tasks, moved) = (plan.placements.len(), plan.moved.len());
+        // A task whose TaskManager is lost has no place any more; on the first deployment none has, and none moves.
+        let moves =
+            |(task, place): &(&TaskId, &TaskManagerId)| self.placements.get(task) != Some(*place);
+        let moved = match runs_again {
+            true => plan.placements.iter().filter(moves).count(),
+            false => 0,
+        };
+        let tasks = plan.placements.len();
         for task in plan.placements.keys() {
             let deploying = Task {
                 status: TaskStatus::Deploying,

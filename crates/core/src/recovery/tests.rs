@@ -79,7 +79,6 @@ fn survivors_stay_and_the_lost_are_spread() {
     let slots = [("b", 4), ("c", 4), ("d", 4)];
     let plan = plan_after(&before, &slots, &BTreeSet::new()).expect("there is room");
     assert_eq!(plan.placements, on(&["d", "b", "b", "c"]));
-    assert_eq!(plan.moved.len(), 4);
 }
 
 #[test]

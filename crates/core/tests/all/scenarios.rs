@@ -736,6 +736,7 @@ fn survivors_whose_channels_break_because_their_attempt_is_over_are_not_kept_apa
     }
     cluster.submit(record(JOB), graph(3, Routing::AllToAll));
     cluster.seconds(2);
+    let lost = cluster.task_managers["c"].tasks.len();
     cluster.kill("c");
     // The survivors stop the old attempt's tasks one after the other, and their channels with them.
     for (name, peer) in [("a", "b"), ("b", "a")] {
@@ -754,6 +755,7 @@ fn survivors_whose_channels_break_because_their_attempt_is_over_are_not_kept_apa
     cluster.seconds(2);
     assert_eq!(cluster.phase(JOB), Phase::Running);
     assert_eq!(cluster.records[&JOB].restarts, 1);
+    assert!(lost > 0 && cluster.noted(&format!("({lost} moved)")));
     let used = |cluster: &Cluster, name: &str| !cluster.task_managers[name].tasks.is_empty();
     assert!(used(&cluster, "a") && used(&cluster, "b"));
     cluster.kill("b");
