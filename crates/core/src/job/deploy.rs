@@ -115,6 +115,13 @@ impl Job {
         self.settle(now);
     }
 
+    /// How many tasks of a region that ran before get another place. Those of a lost TaskManager have none any more.
+    fn moved(&self, plan: &RegionPlan) -> usize {
+        let moves =
+            |(task, place): &(&TaskId, &TaskManagerId)| self.placements.get(task) != Some(*place);
+        plan.placements.iter().filter(moves).count()
+    }
+
     fn start(
         &mut self,
         now: Time,
@@ -139,13 +146,7 @@ impl Job {
             address: resources.addresses.get(place).cloned().unwrap_or_default(),
         });
         let locations: Vec<TaskLocation> = locations.collect();
-        // A task whose TaskManager is lost has no place any more; on the first deployment none has, and none moves.
-        let moves =
-            |(task, place): &(&TaskId, &TaskManagerId)| self.placements.get(task) != Some(*place);
-        let moved = match runs_again {
-            true => plan.placements.iter().filter(moves).count(),
-            false => 0,
-        };
+        let moved = if runs_again { self.moved(&plan) } else { 0 };
         let tasks = plan.placements.len();
         for task in plan.placements.keys() {
             let deploying = Task {
