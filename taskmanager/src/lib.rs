@@ -261,6 +261,7 @@ async fn build(
         slots: options.slots(),
         cluster_config_hash: config.cluster.hash(),
         version: env!("CARGO_PKG_VERSION").to_owned(),
+        draining: false,
         running: Vec::new(),
     };
     let (link_events, link) = mpsc::channel(LINK_EVENTS_MAX);

@@ -290,6 +290,7 @@ mod tests {
             slots: 2,
             cluster_config_hash: 7,
             version: String::new(),
+            draining: false,
             running: Vec::new(),
         }
     }

@@ -116,7 +116,9 @@ impl Worker {
         let word = |job, attempt, checkpoint, word| (job, attempt, checkpoint, word);
         let (job, attempt, checkpoint, word) = match message.command {
             // The shell's link has used these already; they change nothing that runs.
-            Command::Registered { .. } | Command::Refused { .. } => return Ok(Vec::new()),
+            Command::Registered { .. } | Command::Refused { .. } | Command::Drained => {
+                return Ok(Vec::new());
+            }
             Command::Deploy(deployment) => return self.deploy(deployment),
             Command::Cancel {
                 job,

@@ -28,7 +28,7 @@ pub struct FromLeader {
 
 impl Versioned for FromLeader {
     const KIND: [u8; 2] = *b"FL";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const NAME: &'static str = "message from the leader";
 }
 
@@ -87,6 +87,8 @@ pub enum Command {
         /// Which.
         checkpoint: CheckpointId,
     },
+    /// The answer to [`ToLeader::Draining`]: nothing runs there that is still needed, so the TaskManager may leave.
+    Drained,
     /// Send log lines of a task.
     FetchLogs {
         /// Comes back in the answer.
@@ -198,6 +200,9 @@ pub enum ToLeader {
         /// For people.
         reason: String,
     },
+    /// The TaskManager wants to leave: its tasks are to go on elsewhere, from a checkpoint taken for that. Answered by
+    /// [`Command::Drained`] when they do.
+    Draining,
     /// What the tasks have done so far; sent at the interval the leader named.
     Report(Report),
     /// The answer to [`Command::FetchLogs`].
@@ -211,7 +216,7 @@ pub enum ToLeader {
 
 impl Versioned for ToLeader {
     const KIND: [u8; 2] = *b"TL";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const NAME: &'static str = "message to the leader";
 }
 
@@ -230,6 +235,8 @@ pub struct Registration {
     pub cluster_config_hash: u64,
     /// The release, for people.
     pub version: String,
+    /// It wants to leave, as if it had said [`ToLeader::Draining`]: nothing new is placed there.
+    pub draining: bool,
     /// What it runs already: a JobManager that comes back adopts it.
     pub running: Vec<RunningTask>,
 }

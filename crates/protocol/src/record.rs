@@ -1,4 +1,4 @@
-//! What the registry keeps: jobs, and the pointers to their completed checkpoints. Small: anything larger is an object
+//! What the registry keeps: jobs, the pointers to their completed checkpoints, and who is there. Small: anything larger is an object
 //! in the store. It never says what runs where; TaskManagers report that.
 
 use alloc::collections::BTreeMap;
@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Versioned;
 use crate::manifest::ObjectRef;
-use crate::{CheckpointId, JobId, ModuleHash};
+use crate::{CheckpointId, Incarnation, JobId, ModuleHash, TaskManagerId};
 
 /// One submitted job, from its acknowledgement until it is removed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -140,4 +140,43 @@ pub struct CheckpointPointer {
     pub checkpoint: CheckpointId,
     /// Its metadata object.
     pub metadata: ObjectRef,
+}
+
+/// A JobManager that stands for election or leads: what its ephemeral node holds. The epoch is not in it; it is the
+/// node's own creation number.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct JobManagerRecord {
+    /// Its configured or generated name.
+    pub id: String,
+    /// One life of the process.
+    pub incarnation: Incarnation,
+    /// Where TaskManagers reach it (QUIC), `host:port`.
+    pub control_address: String,
+    /// Where users reach it, such as `http://10.0.0.1:7421`.
+    pub rest_url: String,
+}
+
+impl Versioned for JobManagerRecord {
+    const KIND: [u8; 2] = *b"JM";
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "JobManager record";
+}
+
+/// A TaskManager that is there: what its ephemeral node holds. It introduces the TaskManager and decides nothing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct TaskManagerRecord {
+    /// Its configured or generated name.
+    pub id: TaskManagerId,
+    /// One life of the process.
+    pub incarnation: Incarnation,
+    /// Where other TaskManagers reach it, `host:port`.
+    pub data_address: String,
+    /// How many slots it offers.
+    pub slots: u32,
+}
+
+impl Versioned for TaskManagerRecord {
+    const KIND: [u8; 2] = *b"TM";
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "TaskManager record";
 }

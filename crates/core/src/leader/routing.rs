@@ -96,7 +96,7 @@ impl Leader {
         let from = member.registration.id.clone();
         match message {
             // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
-            ToLeader::Register(_) | ToLeader::Logs { .. } => {}
+            ToLeader::Register(_) | ToLeader::Logs { .. } | ToLeader::Draining => {}
             ToLeader::TaskState {
                 job,
                 attempt,

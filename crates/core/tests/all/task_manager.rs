@@ -73,6 +73,7 @@ impl TaskManager {
             slots: self.slots,
             cluster_config_hash: 7,
             version: String::new(),
+            draining: false,
             running: self.worker.running(),
         }
     }

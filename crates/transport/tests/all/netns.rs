@@ -234,6 +234,7 @@ pub(crate) async fn work(directory: &str, address: &str, leader: &str) {
         slots: 1,
         cluster_config_hash: 0,
         version: "test".into(),
+        draining: false,
         running: vec![],
     };
     to_leader
