@@ -34,6 +34,13 @@ pub fn print() -> Print {
     Print(spec("print"))
 }
 
+/// A sink that sends each record as a line over TCP to `address`, `host:port`, from each of its tasks, at once. It is not
+/// transactional: what was sent since the last checkpoint is sent again after a failure. The receiver acknowledges nothing,
+/// so lines that it had not read when it died itself are lost.
+pub fn socket(address: impl Into<String>) -> Socket {
+    Socket(spec("socket").with("address", address.into()))
+}
+
 /// A sink that drops its records.
 pub fn discard() -> Discard {
     Discard(spec("discard"))
@@ -175,6 +182,35 @@ impl Print {
     }
 }
 
+/// See [`socket`].
+#[derive(Clone, Debug)]
+#[must_use = "say how a record is written, and give it to `.sink`"]
+pub struct Socket(ConnectorSpec);
+
+impl Socket {
+    /// Sets any option of the connector; one that it does not know refuses the job.
+    pub fn option(self, key: &str, value: impl ToString) -> Self {
+        Self(self.0.with(key, value))
+    }
+
+    /// Sends records as JSON.
+    #[cfg(feature = "json")]
+    pub fn json(self) -> Formatted<crate::format::Json> {
+        Formatted {
+            connector: self.0,
+            format: crate::format::Json,
+        }
+    }
+
+    /// Sends records as they display themselves.
+    pub fn text(self) -> Formatted<Text> {
+        Formatted {
+            connector: self.0,
+            format: Text,
+        }
+    }
+}
+
 /// See [`discard`].
 #[derive(Clone, Debug)]
 #[must_use = "give it to `.sink`"]
@@ -262,6 +298,7 @@ impl<S: Source> IntoSource for S {
 #[diagnostic::on_unimplemented(
     message = "`{Self}` cannot take records of type `{T}`",
     note = "a files sink needs a format: `files(path).json()` for serde types, `.text()` for those that implement `Display`, `.raw()` for bytes",
+    note = "so does a socket sink: `socket(address).json()` or `.text()`",
     note = "`print()` needs `Debug`"
 )]
 pub trait IntoSink<T> {

@@ -64,8 +64,8 @@ mod wire;
 
 pub use chain::Chain;
 pub use connector::{
-    Discard, Files, Formatted, Generator, IntoSink, IntoSource, Native, Print, discard, files,
-    generator, print,
+    Discard, Files, Formatted, Generator, IntoSink, IntoSource, Native, Print, Socket, discard,
+    files, generator, print, socket,
 };
 pub use context::Context;
 #[cfg(feature = "json")]
@@ -91,7 +91,7 @@ pub use tidemill_macros::job;
 pub mod prelude {
     pub use crate::{
         ByteArray, Bytes, Chain, Context, Emit, Job, KeyedOperator, KeyedState, Next, Operator,
-        Progress, Source, Stream, dbg, discard, eprintln, files, generator, print, println,
+        Progress, Source, Stream, dbg, discard, eprintln, files, generator, print, println, socket,
     };
 }
 

@@ -31,7 +31,7 @@ const TEMPLATES: [(&str, &str); 4] = [
 ];
 
 /// Names that cargo refuses, or that would hide what the job itself uses.
-const RESERVED: [&str; 14] = [
+const RESERVED: [&str; 15] = [
     "tidemill",
     "serde",
     "test",
@@ -45,6 +45,7 @@ const RESERVED: [&str; 14] = [
     "files",
     "generator",
     "print",
+    "socket",
     "discard",
 ];
 

@@ -42,7 +42,7 @@ pub fn check_sink(spec: &ConnectorSpec) -> Result<(), OptionError> {
 pub fn sink_directory(spec: &ConnectorSpec) -> Option<PathBuf> {
     match SinkOptions::parse(spec) {
         Ok(SinkOptions::Files(options)) => Some(canonical_directory(&options.path)),
-        Ok(SinkOptions::Print | SinkOptions::Discard) | Err(_) => None,
+        Ok(SinkOptions::Socket(_) | SinkOptions::Print | SinkOptions::Discard) | Err(_) => None,
     }
 }
 

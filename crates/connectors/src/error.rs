@@ -157,6 +157,28 @@ pub enum SinkError {
         /// The reason.
         source: io::Error,
     },
+    /// The receiver of a socket cannot be reached.
+    #[error(
+        "cannot connect to the receiver `{address}` of the sink `socket`: check the option `address`, and that it \
+         accepts connections from every TaskManager"
+    )]
+    Connect {
+        /// `host:port`.
+        address: String,
+        /// The reason.
+        source: io::Error,
+    },
+    /// The receiver of a socket is gone, or accepts nothing.
+    #[error(
+        "cannot send to the receiver `{address}` of the sink `socket`: the job goes back to its last checkpoint and \
+         sends again what came after it"
+    )]
+    Send {
+        /// `host:port`.
+        address: String,
+        /// The reason.
+        source: io::Error,
+    },
     /// The guest's batch is not framed records.
     #[error("the job gave the sink a batch that is not framed records")]
     Records(#[from] Truncated),
@@ -217,6 +239,8 @@ impl SinkError {
             Self::State { .. } => Blame::Bug,
             Self::Full { .. }
             | Self::Io { .. }
+            | Self::Connect { .. }
+            | Self::Send { .. }
             | Self::Damaged { .. }
             | Self::Conflict { .. }
             | Self::Lost { .. } => Blame::Cluster,

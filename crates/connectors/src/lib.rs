@@ -23,6 +23,8 @@
 //! | sink `files` | `path` | required | a directory; created |
 //! | | `records` | `lines` | `lines` ends each record with a newline, `raw` writes its bytes alone |
 //! | | `roll_bytes` | 128 MiB | past this size a further file is begun |
+//! | sink `socket` | `address` | required | `host:port`; each record is sent as a line over TCP, at once: after a failure, again |
+//! | | `timeout_ms` | 10000 | a receiver that accepts nothing for this long fails the task |
 //! | sink `print` | | | writes each record as a line to the task's log, at once: after a failure, again |
 //! | sink `discard` | | | counts records |
 //!

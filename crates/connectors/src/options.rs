@@ -4,6 +4,7 @@
 use std::fmt;
 use std::path::PathBuf;
 use std::str::FromStr;
+use std::time::Duration;
 
 use tidemill_abi::ConnectorSpec;
 
@@ -19,9 +20,10 @@ pub(crate) const SPLIT_DEFAULT_MAX_BYTES: u64 = 16 * MIB;
 pub(crate) const SPLIT_DEFAULT_MIN_BYTES: u64 = 64 * KIB;
 const LINE_DEFAULT_MAX_BYTES: u64 = 16 * MIB;
 const ROLL_DEFAULT_BYTES: u64 = 128 * MIB;
+const SOCKET_DEFAULT_TIMEOUT_MS: u64 = 10_000;
 
 const SOURCES: [&str; 2] = ["files", "generator"];
-const SINKS: [&str; 3] = ["files", "print", "discard"];
+const SINKS: [&str; 4] = ["files", "socket", "print", "discard"];
 
 /// A connector or one of its options is not what a submission may ask for.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -142,6 +144,7 @@ pub(crate) struct GeneratorOptions {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) enum SinkOptions {
     Files(FilesSinkOptions),
+    Socket(SocketSinkOptions),
     Print,
     Discard,
 }
@@ -152,6 +155,15 @@ pub(crate) struct FilesSinkOptions {
     pub(crate) path: PathBuf,
     pub(crate) format: RecordFormat,
     pub(crate) roll_bytes: u64,
+}
+
+/// Options of the sink `socket`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct SocketSinkOptions {
+    /// `host:port`; the host is a name or an address.
+    pub(crate) address: String,
+    /// How long connecting may take, and how long a write may wait for the receiver.
+    pub(crate) timeout: Duration,
 }
 
 /// How a record's bytes stand in a file.
@@ -210,6 +222,20 @@ impl SinkOptions {
                     roll_bytes: reader
                         .size("roll_bytes", 1, u64::MAX)?
                         .unwrap_or(ROLL_DEFAULT_BYTES),
+                }))
+            }
+            "socket" => {
+                reader.known(&["address", "timeout_ms"])?;
+                let timeout_ms = match reader.number("timeout_ms")? {
+                    Some(0) => {
+                        return Err(reader.wrong("timeout_ms", "0", "milliseconds, at least 1"));
+                    }
+                    Some(ms) => ms,
+                    None => SOCKET_DEFAULT_TIMEOUT_MS,
+                };
+                Ok(Self::Socket(SocketSinkOptions {
+                    address: reader.address("address")?,
+                    timeout: Duration::from_millis(timeout_ms),
                 }))
             }
             "print" => reader.known(&[]).map(|()| Self::Print),
@@ -290,12 +316,25 @@ impl OptionReader<'_> {
             .transpose()
     }
 
-    fn path(&self, option: &'static str) -> Result<PathBuf, OptionError> {
-        let text = self.text(option).ok_or_else(|| OptionError::Missing {
+    fn required(&self, option: &'static str) -> Result<&str, OptionError> {
+        self.text(option).ok_or_else(|| OptionError::Missing {
             role: self.role,
             connector: self.spec.kind.clone(),
             option,
-        })?;
+        })
+    }
+
+    fn address(&self, option: &'static str) -> Result<String, OptionError> {
+        let text = self.required(option)?;
+        let parts = text.rsplit_once(':');
+        match parts.map(|(host, port)| (host, port.parse::<u16>())) {
+            Some((host, Ok(_))) if !host.is_empty() => Ok(text.to_owned()),
+            _ => Err(self.wrong(option, text, "`host:port`")),
+        }
+    }
+
+    fn path(&self, option: &'static str) -> Result<PathBuf, OptionError> {
+        let text = self.required(option)?;
         parse_path(text)
             .ok_or_else(|| self.wrong(option, text, "a local path, with or without `file://`"))
     }
@@ -416,7 +455,7 @@ mod tests {
         );
         assert_eq!(
             sink("kafka", &[]),
-            "there is no sink `kafka`; there are: `files`, `print`, `discard`"
+            "there is no sink `kafka`; there are: `files`, `socket`, `print`, `discard`"
         );
         assert_eq!(
             sink("print", &[("path", "/x")]),

@@ -14,7 +14,8 @@ pub struct KeyCount {
 }
 
 /// Generates `count` numbers (0 for no end), at most `rate` a second in all (0 for no limit), counts them by
-/// their remainder of division by `keys`, and writes every change to the directory `output`.
+/// their remainder of division by `keys`, and writes every change to the directory `output`. With a parameter `socket`,
+/// `host:port`, every change is also sent there at once, while the directory shows it with the next checkpoint.
 #[tidemill::job]
 pub fn keyed_count(job: &mut Job) -> Result<(), &'static str> {
     let count: u64 = job.param("count").required();
@@ -23,11 +24,24 @@ pub fn keyed_count(job: &mut Job) -> Result<(), &'static str> {
     if keys == 0 {
         return Err("parameter `keys` is 0: there must be at least one key");
     }
-    job.source(generator(count).rate(rate))
+    let socket_address: String = job.param("socket").default(String::new());
+    let output = files(job.param("output")).json();
+    let counts = job
+        .source(generator(count).rate(rate))
         .key_by(move |n| n % keys)
         .count()
         .id("counts")
-        .map(|(key, count)| KeyCount { key, count })
-        .sink(files(job.param("output")).json());
+        .map(|(key, count)| KeyCount { key, count });
+    if socket_address.is_empty() {
+        counts.sink(output);
+        return Ok(());
+    }
+    let (shown_at_once, shown_with_a_checkpoint) = counts
+        .flat_map(|count| [(true, count.clone()), (false, count)])
+        .split(|(at_once, _)| *at_once);
+    shown_at_once
+        .map(|(_, count)| count)
+        .sink(socket(socket_address).json());
+    shown_with_a_checkpoint.map(|(_, count)| count).sink(output);
     Ok(())
 }

@@ -27,6 +27,23 @@ fn each_key_counts_up_to_its_share_one_by_one() {
 }
 
 #[test]
+fn a_socket_gets_what_the_directory_gets() {
+    let run = TestRun::new(keyed_count)
+        .parameter("count", 1_000)
+        .parameter("keys", 7)
+        .parameter("socket", "localhost:7000")
+        .parameter("output", "out");
+    let outputs = run.parallelism(2).seed(1).run().expect("runs");
+    let sorted = |sink: &str| {
+        let mut written: Vec<KeyCount> = outputs.json(sink);
+        written.sort();
+        written
+    };
+    assert_eq!(sorted("out").len(), 1_000);
+    assert_eq!(sorted("socket"), sorted("out"));
+}
+
+#[test]
 fn no_keys_are_refused_in_words() {
     let error = run(5, 0).expect_err("refused");
     assert!(error.contains("parameter `keys` is 0"), "{error}");

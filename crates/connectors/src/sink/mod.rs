@@ -1,11 +1,12 @@
 //! Sinks: [`SinkWriter`] takes the batches of one sink task. What a file sink shows is decided by checkpoints: written
-//! records are hidden, *prepared* at a barrier, and appear when the checkpoint is complete.
+//! records are hidden, *prepared* at a barrier, and appear when the checkpoint is complete. The other sinks show theirs at once.
 
 mod directory;
 mod files;
 #[cfg(test)]
 mod memory;
 mod name;
+mod socket;
 
 use std::fmt;
 
@@ -16,6 +17,7 @@ use crate::SinkError;
 use crate::options::SinkOptions;
 use directory::LocalDirectory;
 use files::FileSink;
+use socket::SocketSink;
 
 /// Whose sink it is. Together with a checkpoint it names every file, so that no two writers share a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -46,6 +48,7 @@ pub struct SinkWriter {
 
 enum Kind {
     Files(FileSink<LocalDirectory>),
+    Socket(SocketSink),
     Print(LineOutput),
     Discard,
 }
@@ -54,6 +57,7 @@ impl fmt::Debug for SinkWriter {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let kind = match &self.kind {
             Kind::Files(_) => "files",
+            Kind::Socket(_) => "socket",
             Kind::Print(_) => "print",
             Kind::Discard => "discard",
         };
@@ -105,8 +109,18 @@ impl SinkWriter {
                     .map_err(|error| SinkError::io("create", options.path.clone(), error))?;
                 Kind::Files(FileSink::open(directory, &options, identity, state)?)
             }
-            SinkOptions::Print => stateless(state, Kind::Print(lines))?,
-            SinkOptions::Discard => stateless(state, Kind::Discard)?,
+            SinkOptions::Socket(options) => {
+                no_state(state)?;
+                Kind::Socket(SocketSink::open(options)?)
+            }
+            SinkOptions::Print => {
+                no_state(state)?;
+                Kind::Print(lines)
+            }
+            SinkOptions::Discard => {
+                no_state(state)?;
+                Kind::Discard
+            }
         };
         Ok(Self { kind, records: 0 })
     }
@@ -121,12 +135,16 @@ impl SinkWriter {
             let record = record?;
             match &mut self.kind {
                 Kind::Files(sink) => sink.write(record)?,
+                Kind::Socket(sink) => sink.add(record),
                 Kind::Print(lines) => lines(&String::from_utf8_lossy(record)),
                 Kind::Discard => {}
             }
             self.records += 1;
         }
-        Ok(())
+        match &mut self.kind {
+            Kind::Socket(sink) => sink.send(),
+            Kind::Files(_) | Kind::Print(_) | Kind::Discard => Ok(()),
+        }
     }
 
     /// The records written by this writer.
@@ -143,7 +161,7 @@ impl SinkWriter {
     pub fn prepare(&mut self, checkpoint: CheckpointId) -> Result<Vec<u8>, SinkError> {
         match &mut self.kind {
             Kind::Files(sink) => sink.prepare(checkpoint),
-            Kind::Print(_) | Kind::Discard => Ok(Vec::new()),
+            Kind::Socket(_) | Kind::Print(_) | Kind::Discard => Ok(Vec::new()),
         }
     }
 
@@ -156,14 +174,14 @@ impl SinkWriter {
     pub fn commit(&mut self, up_to: CheckpointId) -> Result<(), SinkError> {
         match &mut self.kind {
             Kind::Files(sink) => sink.commit(up_to),
-            Kind::Print(_) | Kind::Discard => Ok(()),
+            Kind::Socket(_) | Kind::Print(_) | Kind::Discard => Ok(()),
         }
     }
 }
 
-fn stateless(state: Option<&[u8]>, kind: Kind) -> Result<Kind, SinkError> {
+fn no_state(state: Option<&[u8]>) -> Result<(), SinkError> {
     match state {
-        None | Some([]) => Ok(kind),
+        None | Some([]) => Ok(()),
         Some(_) => Err(SinkError::State {
             reason: "this sink has none".into(),
         }),

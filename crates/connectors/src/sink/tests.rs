@@ -3,3 +3,4 @@
 
 mod crashes;
 mod local;
+mod socket;

@@ -14,7 +14,7 @@ use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId};
 
 use crate::{SinkError, SinkIdentity, SinkWriter};
 
-fn spec(kind: &str, options: &[(&str, &str)]) -> ConnectorSpec {
+pub(crate) fn spec(kind: &str, options: &[(&str, &str)]) -> ConnectorSpec {
     ConnectorSpec {
         kind: kind.into(),
         options: options
@@ -28,7 +28,7 @@ fn files(path: &Path) -> ConnectorSpec {
     spec("files", &[("path", path.to_str().expect("it is UTF-8"))])
 }
 
-fn identity(attempt: u64) -> SinkIdentity {
+pub(crate) fn identity(attempt: u64) -> SinkIdentity {
     SinkIdentity {
         job: JobId([0x5a; 16]),
         stage: 2,
@@ -38,15 +38,15 @@ fn identity(attempt: u64) -> SinkIdentity {
     }
 }
 
-fn start(spec: &ConnectorSpec) -> SinkWriter {
+pub(crate) fn start(spec: &ConnectorSpec) -> SinkWriter {
     SinkWriter::start(spec, identity(1), Box::new(|_| {})).expect("it starts")
 }
 
-fn restore(spec: &ConnectorSpec, attempt: u64, state: &[u8]) -> SinkWriter {
+pub(crate) fn restore(spec: &ConnectorSpec, attempt: u64, state: &[u8]) -> SinkWriter {
     SinkWriter::restore(spec, identity(attempt), Box::new(|_| {}), state).expect("it restores")
 }
 
-fn batch(records: &[&str]) -> Vec<u8> {
+pub(crate) fn batch(records: &[&str]) -> Vec<u8> {
     let mut batch = Vec::new();
     for record in records {
         framed::push(&mut batch, record.as_bytes());
@@ -54,7 +54,7 @@ fn batch(records: &[&str]) -> Vec<u8> {
     batch
 }
 
-fn checkpoint(counter: u64) -> CheckpointId {
+pub(crate) fn checkpoint(counter: u64) -> CheckpointId {
     CheckpointId::new(Epoch(1), counter)
 }
 
