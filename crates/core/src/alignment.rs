@@ -141,6 +141,12 @@ impl Alignment {
         actions
     }
 
+    /// The checkpoint that is being aligned, if one is.
+    #[must_use]
+    pub fn aligning(&self) -> Option<CheckpointId> {
+        self.open.map(|open| open.checkpoint)
+    }
+
     /// Whether the channel waits for others: the caller does not read it.
     #[must_use]
     pub fn is_blocked(&self, channel: usize) -> bool {

@@ -4,8 +4,9 @@
 //! `poll_timeout()` says when it wants to be woken, `handle_timeout(now)` wakes it. It never performs IO, reads a clock,
 //! draws a random number or starts a thread: the same events at the same times give the same actions.
 //!
-//! Nouns: [`Time`] (handed in), [`leader::Leader`] (decides for a cluster), [`job::Job`] (one job), [`checkpoint::Coordinator`]
-//! (its checkpoints), [`worker::Worker`] (what a TaskManager obeys), [`Alignment`] (barriers of one task).
+//! Nouns: [`Time`] (handed in), [`leadership::Leadership`] (whether this JobManager leads), [`leader::Leader`] (decides for
+//! a cluster), [`job::Job`] (one job), [`checkpoint::Coordinator`] (its checkpoints), [`worker::Worker`] (what a
+//! TaskManager obeys), [`Alignment`] (barriers of one task).
 #![no_std]
 #![forbid(unsafe_code)]
 
@@ -16,6 +17,7 @@ pub mod checkpoint;
 pub mod graph;
 pub mod job;
 pub mod leader;
+pub mod leadership;
 pub mod membership;
 pub mod recovery;
 pub mod restart;

@@ -1,0 +1,1 @@
+//! What a JobManager does about its leadership, a scenario each.
