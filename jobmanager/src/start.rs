@@ -66,6 +66,9 @@ pub enum StartError {
     /// The registry cannot be opened.
     #[error("cannot open the registry of jobs")]
     Registry(#[source] RegistryError),
+    /// The registry is in ZooKeeper, and this JobManager cannot use it.
+    #[error("cannot keep the registry in ZooKeeper: set cluster.coordination to \"embedded\"")]
+    Coordination,
     /// This process cannot become the leader.
     #[error("cannot become the leader")]
     Lead(#[source] LeadError),
@@ -236,6 +239,7 @@ impl Resources {
         let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
         let registry = match config.cluster.coordination {
             Coordination::Embedded => Embedded::open(&options.data_dir.join("registry")),
+            Coordination::ZooKeeper => return Err(StartError::Coordination),
         };
         let registry = registry.map_err(StartError::Registry)?;
         Ok(Self {

@@ -8,6 +8,7 @@ use toml::de::{DeTable, DeValue};
 use toml::{Table, Value};
 
 use crate::nearest::{nearest, nearest_key};
+use crate::secret::SECRET_KEYS;
 use crate::sections::DEFAULTS;
 use crate::{Config, ConfigError, Origin, keys};
 
@@ -156,13 +157,13 @@ impl Layers {
                 text: text.to_owned(),
             });
         };
-        self.set_text(
-            Origin::Override {
-                text: text.to_owned(),
-            },
-            key.trim().to_owned(),
-            value,
-        )
+        let key = key.trim();
+        let is_secret = SECRET_KEYS.contains(&key);
+        let shown = if is_secret { "(hidden)" } else { value };
+        let origin = Origin::Override {
+            text: format!("{key}={shown}"),
+        };
+        self.set_text(origin, key.to_owned(), value)
     }
 
     /// Sets a key from text, read as the type that the key has.
@@ -173,6 +174,7 @@ impl Layers {
         let trimmed = text.trim();
         let value = match default {
             Value::Integer(_) => trimmed.replace('_', "").parse().ok().map(Value::Integer),
+            Value::Boolean(_) => trimmed.parse().ok().map(Value::Boolean),
             Value::Array(_) => {
                 let items = trimmed
                     .split(',')
@@ -195,11 +197,17 @@ impl Layers {
         };
         if !is_like(&value, default) {
             let expected = describe_type(default);
+            let is_secret = SECRET_KEYS.contains(&key.as_str());
+            let found = if is_secret {
+                describe_type(&value).to_owned()
+            } else {
+                describe_value(&value)
+            };
             return Err(ConfigError::Type {
                 origin,
                 key,
                 expected,
-                found: describe_value(&value),
+                found,
             });
         }
         // With every other key at its default, what serde refuses can only be this one.
@@ -322,273 +330,4 @@ fn describe_value(value: &Value) -> String {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use std::io::Write;
-
-    fn load_file(text: &str) -> Result<Config, String> {
-        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-        file.write_all(text.as_bytes())
-            .expect("room for a few bytes");
-        let name = file.path().display().to_string();
-        Config::load(Some(file.path()), [], &[])
-            .map_err(|error| error.to_string().replace(&name, "FILE"))
-    }
-
-    fn load_set(overrides: &[&str]) -> Result<Config, String> {
-        let overrides: Vec<String> = overrides.iter().map(|text| (*text).to_owned()).collect();
-        Config::load(None, [], &overrides).map_err(|error| error.to_string())
-    }
-
-    fn load_variable(variable: &str, text: &str) -> Result<Config, String> {
-        let environment = [(variable.to_owned(), text.to_owned())];
-        Config::load(None, environment, &[]).map_err(|error| error.to_string())
-    }
-
-    #[test]
-    fn the_defaults_are_valid_and_load_from_nothing() {
-        assert_eq!(load_set(&[]), Ok(Config::default()));
-        let options = Config::default().job_options(Some(4));
-        assert_eq!(
-            (
-                options.parallelism,
-                options.checkpoint_interval_ms,
-                options.retained_checkpoints
-            ),
-            (4, 1000, 2)
-        );
-    }
-
-    #[test]
-    fn the_sample_file_names_every_key_and_changes_nothing() {
-        assert_eq!(load_file(&crate::sample()), Ok(Config::default()));
-        let uncommented: String = crate::sample()
-            .lines()
-            .map(|line| {
-                line.strip_prefix('#')
-                    .filter(|rest| !rest.starts_with(' '))
-                    .unwrap_or(line)
-            })
-            .fold(String::new(), |text, line| text + line + "\n");
-        assert_eq!(load_file(&uncommented), Ok(Config::default()));
-        let sample = include_str!("../../../conf/tidemill.toml");
-        assert!(
-            sample == crate::sample(),
-            "conf/tidemill.toml is not the sample: run `cargo run -p tidemill-config --example sample > conf/tidemill.toml`"
-        );
-    }
-
-    #[test]
-    fn the_documentation_has_every_key() {
-        let documentation = include_str!("../../../docs/configuration.md");
-        for key in keys() {
-            assert!(
-                documentation.contains(&format!("`{key}`")),
-                "docs/configuration.md does not have `{key}`"
-            );
-        }
-    }
-
-    #[test]
-    fn later_layers_win_key_by_key() {
-        let mut file = tempfile::NamedTempFile::new().expect("a temporary file");
-        file.write_all(
-            b"[taskmanager]\nslots = 2\nid = \"a\"\nlog_lines_max = 7\n[log]\nformat = \"json\"\n",
-        )
-        .expect("room for a few bytes");
-        let environment = [
-            ("TIDEMILL_TASKMANAGER_SLOTS".to_owned(), "3".to_owned()),
-            ("TIDEMILL_TASKMANAGER_ID".to_owned(), "b".to_owned()),
-            (
-                "TIDEMILL_TASKMANAGER_JOBMANAGERS".to_owned(),
-                "one:1, two:2".to_owned(),
-            ),
-        ];
-        let config = Config::load(
-            Some(file.path()),
-            environment,
-            &["taskmanager.slots=4".to_owned()],
-        )
-        .expect("every layer is good");
-        assert_eq!(config.taskmanager.slots(), 4);
-        assert_eq!(config.taskmanager.id.as_deref(), Some("b"));
-        assert_eq!(config.taskmanager.jobmanagers, ["one:1", "two:2"]);
-        assert_eq!(config.taskmanager.log_lines_max, 7);
-        assert_eq!(config.log.format, crate::LogFormat::Json);
-        assert_eq!(config.taskmanager.memory_max_bytes, 1 << 32);
-    }
-
-    #[test]
-    fn an_unknown_key_is_named_with_its_line_and_the_nearest() {
-        assert_eq!(
-            load_file("[taskmanager]\nslots = 2\n\nslotz = 3\n").unwrap_err(),
-            "FILE:4: there is no setting `taskmanager.slotz`; did you mean `taskmanager.slots`?"
-        );
-        assert_eq!(
-            load_file("[task-manager]\nslots = 2\n").unwrap_err(),
-            "FILE:1: there is no setting `task-manager`; did you mean `taskmanager`?"
-        );
-        assert_eq!(
-            load_file("slots = 2\n").unwrap_err(),
-            "FILE:1: there is no setting `slots`; did you mean `taskmanager.slots`?"
-        );
-        assert_eq!(
-            load_file("checkpoints.intervall_ms = 2\n").unwrap_err(),
-            "FILE:1: there is no setting `checkpoints.intervall_ms`; did you mean `checkpoints.interval_ms`?"
-        );
-        assert_eq!(
-            load_set(&["taskmanager.slot=2"]).unwrap_err(),
-            "--set taskmanager.slot=2: there is no setting `taskmanager.slot`; did you mean `taskmanager.slots`?"
-        );
-        assert_eq!(
-            load_variable("TIDEMILL_TASKMANAGER_SLOT", "2").unwrap_err(),
-            "environment variable TIDEMILL_TASKMANAGER_SLOT: there is no setting `taskmanager.slot`; \
-             did you mean `taskmanager.slots`?"
-        );
-        assert!(
-            load_variable("TIDEMILL_CHECKPOINT_INTERVAL_MS", "2")
-                .unwrap_err()
-                .contains("TIDEMILL_CHECKPOINTS_INTERVAL_MS")
-        );
-    }
-
-    #[test]
-    fn variables_of_others_are_left_alone() {
-        for variable in [
-            "TIDEMILL_JOBMANAGER",
-            "TIDEMILL_SDK_PATH",
-            "TIDEMILL_",
-            "HOME",
-        ] {
-            assert_eq!(
-                load_variable(variable, "x"),
-                Ok(Config::default()),
-                "{variable}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_wrong_type_names_key_expected_and_found() {
-        assert_eq!(
-            load_file("[taskmanager]\nslots = \"four\"\n").unwrap_err(),
-            "FILE:2: `taskmanager.slots` must be a whole number, but it is the text `four`"
-        );
-        assert_eq!(
-            load_set(&["checkpoints.interval_ms=1s"]).unwrap_err(),
-            "--set checkpoints.interval_ms=1s: `checkpoints.interval_ms` must be a whole number, but it is the text `1s`"
-        );
-        assert_eq!(
-            load_file("[taskmanager]\njobmanagers = [1]\n").unwrap_err(),
-            "FILE:2: `taskmanager.jobmanagers` must be a list of texts, but it is a list"
-        );
-        assert_eq!(
-            load_file("[taskmanager.slots]\nx = 1\n").unwrap_err(),
-            "FILE:1: `taskmanager.slots` must be a whole number, but it is a section"
-        );
-    }
-
-    #[test]
-    fn a_value_that_cannot_be_says_what_can() {
-        let refused = [
-            ("taskmanager.slots=1025", "from 1 to 1024"),
-            (
-                "taskmanager.slots=-1",
-                "invalid value: integer `-1`, expected u32",
-            ),
-            ("taskmanager.slots=4294967296", "expected u32"),
-            ("checkpoints.retained=0", "at least 1"),
-            ("jobmanager.quic_address=localhost", "expected IP:PORT"),
-            (
-                "jobmanager.rest_address=0.0.0.0:7421",
-                "jobmanager.rest_token",
-            ),
-            (
-                "taskmanager.data_address=0.0.0.0:0",
-                "taskmanager.advertised_host",
-            ),
-            ("taskmanager.jobmanagers=one", "host:port"),
-            ("taskmanager.jobmanagers=", "at least one"),
-            ("taskmanager.memory_max_bytes=4294967297", "4 GiB"),
-            ("cluster.coordination=zoo", "`embedded`"),
-            ("cluster.checkpoint_store_url=/tmp/x", "file:///"),
-            ("cluster.name=", "letters"),
-            ("restart.strategy=exponential", "exponential-delay"),
-            ("log.level=loud", "debug"),
-            ("cluster.heartbeat_timeout_ms=1", "twice"),
-        ];
-        for (text, expected) in refused {
-            let error = load_set(&[text]).unwrap_err();
-            let key = text.split('=').next().unwrap_or_default();
-            assert!(
-                error.contains(expected) && error.contains(key),
-                "{text}: {error}"
-            );
-        }
-    }
-
-    #[test]
-    fn a_file_that_is_not_there_or_not_toml_is_named() {
-        let missing = Config::load(Some(Path::new("/nowhere/tidemill.toml")), [], &[]).unwrap_err();
-        assert!(missing.to_string().contains("/nowhere/tidemill.toml"));
-        let error = load_file("[taskmanager\nslots = 2").unwrap_err();
-        assert!(
-            error.contains("FILE is not valid TOML") && error.contains("line 1"),
-            "{error}"
-        );
-        assert!(
-            load_set(&["taskmanager.slots"])
-                .unwrap_err()
-                .contains("section.key=value")
-        );
-    }
-
-    #[test]
-    fn the_cluster_hash_tells_clusters_apart_and_nothing_else() {
-        let same = load_set(&["taskmanager.slots=9"]).expect("good");
-        let other = load_set(&["cluster.adoption_timeout_ms=9"]).expect("good");
-        assert_eq!(Config::default().cluster.hash(), same.cluster.hash());
-        assert_ne!(Config::default().cluster.hash(), other.cluster.hash());
-    }
-
-    #[test]
-    fn a_job_overrules_its_own_sections_and_no_other() {
-        let cluster = load_set(&["checkpoints.retained=5", "taskmanager.slots=3"]).expect("good");
-        let job = |key: &str, value: &str| {
-            cluster
-                .for_job([(key.to_owned(), value.to_owned())])
-                .map_err(|error| error.to_string())
-        };
-        let config = job("checkpoints.interval_ms", "250").expect("a job's own");
-        assert_eq!(
-            (config.checkpoints.interval_ms, config.checkpoints.retained),
-            (250, 5)
-        );
-        assert_eq!(config.taskmanager.slots, 3);
-        assert_eq!(
-            job("restart.strategie", "none").unwrap_err(),
-            "the submission: there is no setting `restart.strategie`; did you mean `restart.strategy`?"
-        );
-        assert!(
-            job("taskmanager.slots", "1")
-                .unwrap_err()
-                .contains("no setting")
-        );
-        assert!(
-            job("restart.strategy", "maybe")
-                .unwrap_err()
-                .contains("fixed-delay")
-        );
-    }
-
-    #[test]
-    fn an_advertised_host_replaces_the_bound_one() {
-        let bound = "127.0.0.1:99".parse().expect("an address");
-        let mut config = Config::default().taskmanager;
-        assert_eq!(config.advertised_address(bound), "127.0.0.1:99");
-        config.advertised_host = Some("worker-1".to_owned());
-        assert_eq!(config.advertised_address(bound), "worker-1:99");
-        config.advertised_host = Some("fd00::1".to_owned());
-        assert_eq!(config.advertised_address(bound), "[fd00::1]:99");
-    }
-}
+mod tests;

@@ -18,14 +18,16 @@
 mod error;
 mod layers;
 mod nearest;
+mod secret;
 mod sections;
 mod validate;
 
 pub use error::{ConfigError, Origin};
 pub use nearest::nearest;
+pub use secret::Secret;
 pub use sections::{
     Checkpoints, Cluster, Config, Coordination, JobManager, Log, LogFormat, Restart,
-    RestartStrategyName, TaskManager, Tls,
+    RestartStrategyName, TaskManager, Tls, ZooKeeper, ZooKeeperAcl,
 };
 
 /// The sample configuration file: every key, commented out, with its default.

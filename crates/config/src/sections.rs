@@ -4,8 +4,10 @@
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
 
-use serde::{Deserialize, Deserializer, Serialize};
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use tidemill_protocol::record::{JobOptions, RestartStrategy};
+
+use crate::secret::Secret;
 
 /// The defaults: every key of every section.
 pub(crate) const DEFAULTS: &str = include_str!("default.toml");
@@ -16,6 +18,8 @@ pub(crate) const DEFAULTS: &str = include_str!("default.toml");
 pub struct Config {
     /// What must be equal in every process of a cluster.
     pub cluster: Cluster,
+    /// How ZooKeeper is reached, where the registry is kept there.
+    pub zookeeper: ZooKeeper,
     /// What only JobManagers read.
     pub jobmanager: JobManager,
     /// What only TaskManagers read.
@@ -49,6 +53,13 @@ impl Config {
             retained_checkpoints: self.checkpoints.retained,
             restart: self.restart.strategy(),
         }
+    }
+
+    /// The ZooKeeper node below which this cluster keeps its own: `zookeeper.root/cluster.name`.
+    #[must_use]
+    pub fn zookeeper_root(&self) -> String {
+        let root = self.zookeeper.root.trim_end_matches('/');
+        format!("{root}/{}", self.cluster.name)
     }
 }
 
@@ -87,6 +98,53 @@ impl Cluster {
 pub enum Coordination {
     /// A durable store in the JobManager's data directory, for one JobManager.
     Embedded,
+    /// A ZooKeeper ensemble, for any number of JobManagers.
+    #[serde(rename = "zookeeper")]
+    ZooKeeper,
+}
+
+/// How ZooKeeper is reached, and as whom. It is no part of [`Cluster`]: two processes may name the servers in another
+/// order, and passwords are not compared.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ZooKeeper {
+    /// The ensemble's servers, each `host:port`.
+    pub servers: Vec<String>,
+    /// The node below which clusters keep theirs. Read it with [`Config::zookeeper_root`].
+    pub root: String,
+    /// What is asked of the servers as the session's timeout, in milliseconds.
+    pub session_timeout_ms: u64,
+    /// How long one attempt to connect may take, in milliseconds.
+    pub connection_timeout_ms: u64,
+    /// Who this process is (the digest scheme); given exactly when `password` is.
+    #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
+    pub user: Option<String>,
+    /// The user's password.
+    #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
+    pub password: Option<Secret>,
+    /// Who may read and write the cluster's nodes.
+    pub acl: ZooKeeperAcl,
+    /// Whether connections are encrypted.
+    pub tls: bool,
+    /// The authorities that servers are checked against; given when `tls` is set.
+    #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
+    pub tls_ca: Option<PathBuf>,
+    /// This process's certificate; given exactly when `tls_key` is.
+    #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
+    pub tls_certificate: Option<PathBuf>,
+    /// The certificate's key.
+    #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
+    pub tls_key: Option<PathBuf>,
+}
+
+/// Who may read and write a cluster's nodes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ZooKeeperAcl {
+    /// Everybody who reaches the servers.
+    Open,
+    /// Whoever authenticates as the one who made them.
+    Creator,
 }
 
 /// What only JobManagers read.
@@ -104,11 +162,14 @@ pub struct JobManager {
     /// Where the REST API listens; port 0 for any.
     #[serde(deserialize_with = "socket_address")]
     pub rest_address: SocketAddr,
+    /// The host that others are told to use; `None`: that of each address.
+    #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
+    pub advertised_host: Option<String>,
     /// The TCP port of the liveness connections, on `quic_address`'s host; 0 for any.
     pub liveness_port: u16,
     /// What REST clients must send as a bearer token.
     #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
-    pub rest_token: Option<String>,
+    pub rest_token: Option<Secret>,
     /// The largest job module that is accepted, in bytes.
     pub module_bytes_max: u64,
     /// How long a module may take to describe its graph, in milliseconds.
@@ -119,6 +180,14 @@ pub struct JobManager {
     pub report_interval_ms: u64,
     /// How many ended jobs stay in lists.
     pub ended_jobs_max: u32,
+}
+
+impl JobManager {
+    /// What others are told, given the QUIC or REST address that was bound: `host:port`.
+    #[must_use]
+    pub fn advertised_address(&self, bound: SocketAddr) -> String {
+        advertised(self.advertised_host.as_deref(), bound)
+    }
 }
 
 /// What only TaskManagers read.
@@ -142,6 +211,8 @@ pub struct TaskManager {
     pub jobmanagers: Vec<String>,
     /// The longest pause between two attempts to reach a JobManager, in milliseconds.
     pub reconnect_max_ms: u64,
+    /// How long a TaskManager that is asked to stop waits until its tasks have moved, in milliseconds; 0: not at all.
+    pub drain_timeout_ms: u64,
     /// What all incoming channels together may hold, in bytes.
     pub exchange_memory_max_bytes: u64,
     /// What one channel may hold before its sender waits, in bytes: the QUIC stream window and the local queue's bound.
@@ -172,13 +243,17 @@ impl TaskManager {
     /// What others are told, given the address that was bound: `host:port`.
     #[must_use]
     pub fn advertised_address(&self, bound: SocketAddr) -> String {
-        match &self.advertised_host {
-            None => bound.to_string(),
-            Some(host) if host.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6()) => {
-                format!("[{host}]:{}", bound.port())
-            }
-            Some(host) => format!("{host}:{}", bound.port()),
+        advertised(self.advertised_host.as_deref(), bound)
+    }
+}
+
+fn advertised(host: Option<&str>, bound: SocketAddr) -> String {
+    match host {
+        None => bound.to_string(),
+        Some(host) if host.parse().is_ok_and(|ip: IpAddr| ip.is_ipv6()) => {
+            format!("[{host}]:{}", bound.port())
         }
+        Some(host) => format!("{host}:{}", bound.port()),
     }
 }
 
@@ -310,16 +385,21 @@ pub enum LogFormat {
 }
 
 /// Reads the empty text as "not given", so that every key has a default that can be shown.
-fn text_or_none<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Option<String>, D::Error> {
+fn text_or_none<'de, D: Deserializer<'de>, T: From<String>>(
+    deserializer: D,
+) -> Result<Option<T>, D::Error> {
     let text = String::deserialize(deserializer)?;
-    Ok(Some(text).filter(|text| !text.is_empty()))
+    Ok(Some(text).filter(|text| !text.is_empty()).map(T::from))
 }
 
-fn none_as_empty<S: serde::Serializer>(
-    value: &Option<String>,
+fn none_as_empty<S: Serializer, T: Serialize>(
+    value: &Option<T>,
     serializer: S,
 ) -> Result<S::Ok, S::Error> {
-    serializer.serialize_str(value.as_deref().unwrap_or_default())
+    match value {
+        None => serializer.serialize_str(""),
+        Some(value) => value.serialize(serializer),
+    }
 }
 
 fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {

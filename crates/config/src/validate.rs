@@ -1,12 +1,18 @@
 //! What a value of the right type must still satisfy. It never touches the machine: no file, no socket, no name lookup.
 
-use crate::Config;
+use std::net::{IpAddr, Ipv6Addr};
+
+use crate::{Config, Coordination, ZooKeeperAcl};
 
 /// The lowest and highest number of slots of one TaskManager; 0 stands for the number of cores.
 const SLOTS_MAX: u32 = 1024;
 /// WebAssembly's own limit for 32-bit memories.
 const WASM_MEMORY_MAX_BYTES: u64 = 1 << 32;
 const WASM_PAGE_BYTES: u64 = 1 << 16;
+/// Below this, a leader that waits a moment for its disk or its processor loses its session.
+const SESSION_TIMEOUT_MIN_MS: u64 = 500;
+/// Nobody waits longer than this for a new leader.
+const SESSION_TIMEOUT_MAX_MS: u64 = 600_000;
 /// Key groups are numbered with 15 bits, as in Flink.
 const MAX_PARALLELISM_MAX: u32 = 1 << 15;
 
@@ -20,6 +26,8 @@ impl Config {
     /// The first setting that cannot be, if any.
     pub(crate) fn problem(&self) -> Option<Problem> {
         self.cluster_problem()
+            .or_else(|| self.zookeeper_problem())
+            .or_else(|| self.zookeeper_access_problem())
             .or_else(|| self.jobmanager_problem())
             .or_else(|| self.taskmanager_problem())
             .or_else(|| self.limits_problem())
@@ -65,9 +73,112 @@ impl Config {
         ])
     }
 
+    fn zookeeper_problem(&self) -> Option<Problem> {
+        let zookeeper = &self.zookeeper;
+        if let Some(wrong) = zookeeper.servers.iter().find(|text| !is_server(text)) {
+            return Some(Problem {
+                key: "zookeeper.servers",
+                reason: format!(
+                    "`{wrong}` is not of the form host:port, such as zk1:2181 or [fd00::1]:2181, one server an element"
+                ),
+            });
+        }
+        first(&[
+            (
+                "zookeeper.servers",
+                !zookeeper.servers.is_empty(),
+                "at least one server is needed",
+            ),
+            (
+                "zookeeper.root",
+                is_node_path(&zookeeper.root),
+                "a path begins with `/` and has names between single slashes, such as /tidemill; /zookeeper is ZooKeeper's own",
+            ),
+            (
+                "zookeeper.session_timeout_ms",
+                (SESSION_TIMEOUT_MIN_MS..=SESSION_TIMEOUT_MAX_MS)
+                    .contains(&zookeeper.session_timeout_ms),
+                "it must be from 500 to 600000",
+            ),
+            (
+                "zookeeper.connection_timeout_ms",
+                (1..=zookeeper.session_timeout_ms).contains(&zookeeper.connection_timeout_ms),
+                "it must be from 1 to zookeeper.session_timeout_ms, or one server that does not answer costs the session",
+            ),
+        ])
+    }
+
+    /// Each rule is told of the setting that asks for another, since that one was written somewhere.
+    fn zookeeper_access_problem(&self) -> Option<Problem> {
+        const UNUSED: &str =
+            "zookeeper.tls is false, and nothing would be encrypted: set it to true";
+        let zookeeper = &self.zookeeper;
+        let (tls, has_ca) = (zookeeper.tls, zookeeper.tls_ca.is_some());
+        let has_certificate = zookeeper.tls_certificate.is_some();
+        let has_key = zookeeper.tls_key.is_some();
+        let has_user = zookeeper.user.is_some();
+        let has_password = zookeeper.password.is_some();
+        let is_creator = zookeeper.acl == ZooKeeperAcl::Creator;
+        let has_colon = zookeeper
+            .user
+            .as_ref()
+            .is_some_and(|user| user.contains(':'));
+        first(&[
+            ("zookeeper.user", !has_colon, "a user's name has no colon"),
+            (
+                "zookeeper.user",
+                !has_user || has_password,
+                "a user needs zookeeper.password",
+            ),
+            (
+                "zookeeper.password",
+                !has_password || has_user,
+                "say whose it is with zookeeper.user",
+            ),
+            (
+                "zookeeper.tls",
+                !tls || has_ca,
+                "name the file with the authorities that servers are checked against with zookeeper.tls_ca",
+            ),
+            ("zookeeper.tls_ca", tls || !has_ca, UNUSED),
+            ("zookeeper.tls_certificate", tls || !has_certificate, UNUSED),
+            (
+                "zookeeper.tls_certificate",
+                !has_certificate || has_key,
+                "a certificate needs zookeeper.tls_key",
+            ),
+            (
+                "zookeeper.tls_key",
+                !has_key || has_certificate,
+                "a key needs zookeeper.tls_certificate",
+            ),
+            (
+                "zookeeper.acl",
+                !is_creator || has_user || has_certificate,
+                "\"creator\" needs somebody to be: set zookeeper.user and zookeeper.password, or zookeeper.tls_certificate",
+            ),
+        ])
+    }
+
     fn jobmanager_problem(&self) -> Option<Problem> {
         let jobmanager = &self.jobmanager;
+        // With ZooKeeper, others learn this process's addresses from its record there.
+        let is_reachable = |ip: IpAddr| {
+            self.cluster.coordination == Coordination::Embedded
+                || !ip.is_unspecified()
+                || jobmanager.advertised_host.is_some()
+        };
         first(&[
+            (
+                "jobmanager.quic_address",
+                is_reachable(jobmanager.quic_address.ip()),
+                "TaskManagers cannot connect to it: name an address of this machine, or set jobmanager.advertised_host",
+            ),
+            (
+                "jobmanager.advertised_host",
+                is_host_or_none(jobmanager.advertised_host.as_deref()),
+                "a host's name or address is expected, without a port",
+            ),
             (
                 "jobmanager.data_dir",
                 !jobmanager.data_dir.as_os_str().is_empty(),
@@ -85,6 +196,11 @@ impl Config {
                 "jobmanager.rest_address",
                 jobmanager.rest_address.ip().is_loopback() || jobmanager.rest_token.is_some(),
                 "whoever reaches it can run code: set jobmanager.rest_token too, or use a loopback address",
+            ),
+            (
+                "jobmanager.rest_address",
+                is_reachable(jobmanager.rest_address.ip()),
+                "clients cannot be sent to it: name an address of this machine, or set jobmanager.advertised_host",
             ),
             (
                 "jobmanager.module_bytes_max",
@@ -250,6 +366,46 @@ fn first(rules: &[(&'static str, bool, &str)]) -> Option<Problem> {
 
 fn is_memory_size(bytes: u64) -> bool {
     (WASM_PAGE_BYTES..=WASM_MEMORY_MAX_BYTES).contains(&bytes)
+}
+
+/// `host:port` or `[IPv6]:port`. A bare IPv6 address is refused: its last group would be taken for the port.
+fn is_server(text: &str) -> bool {
+    let Some((host, port)) = text.rsplit_once(':') else {
+        return false;
+    };
+    let in_brackets = host
+        .strip_prefix('[')
+        .and_then(|rest| rest.strip_suffix(']'));
+    let is_host = match in_brackets {
+        Some(address) => address.parse::<Ipv6Addr>().is_ok(),
+        None => is_host_name(host),
+    };
+    is_host && port.parse::<u16>().is_ok_and(|port| port != 0)
+}
+
+fn is_host_name(host: &str) -> bool {
+    !host.is_empty()
+        && host
+            .chars()
+            .all(|c| c.is_ascii_alphanumeric() || "-_.".contains(c))
+}
+
+fn is_host_or_none(host: Option<&str>) -> bool {
+    host.is_none_or(|host| is_host_name(host) || host.parse::<Ipv6Addr>().is_ok())
+}
+
+/// What ZooKeeper accepts as a path, without a slash at the end, or the root itself.
+fn is_node_path(path: &str) -> bool {
+    let is_name = |name: &str| {
+        !name.is_empty()
+            && name != "."
+            && name != ".."
+            && name.chars().all(|c| !c.is_control() && !c.is_whitespace())
+    };
+    path == "/"
+        || path.strip_prefix('/').is_some_and(|names| {
+            names.split('/').all(is_name) && names.split('/').next() != Some("zookeeper")
+        })
 }
 
 fn is_host_and_port(address: &str) -> bool {
