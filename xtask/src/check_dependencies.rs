@@ -31,8 +31,12 @@ enum Role {
     Guest,
     /// A job.
     Example,
+    /// Decisions in a simulated world.
+    Simulator,
     /// End-to-end tests.
     Harness,
+    /// What tests alone use: it starts other people's servers and knows nothing of ours.
+    Prop,
     /// Micro-benchmarks.
     Bench,
     /// This program.
@@ -56,7 +60,9 @@ const ROLES: &[(&str, Role)] = &[
     ("tidemill-cli", Role::Binary),
     ("tidemill-macros", Role::Macros),
     ("tidemill", Role::Guest),
+    ("tidemill-simulator", Role::Simulator),
     ("tidemill-tests", Role::Harness),
+    ("tidemill-zookeeper-ensemble", Role::Prop),
     ("tidemill-benches", Role::Bench),
     ("xtask", Role::Tool),
 ];
@@ -92,7 +98,7 @@ impl Role {
             Self::Words => (&[Self::Words], "words know only words"),
             Self::Decisions => (&[Self::Words], "decisions know only words"),
             Self::Hands => (
-                &[Self::Words],
+                &[Self::Words, Self::Prop],
                 "hands know only words, not decisions nor each other",
             ),
             Self::Body => (
@@ -115,10 +121,15 @@ impl Role {
                 &[Self::Guest],
                 "a job imports the SDK and nothing else of ours",
             ),
+            Self::Simulator => (
+                &[Self::Words, Self::Decisions],
+                "the simulator runs decisions in a world of its own, without hands",
+            ),
             Self::Harness => (
-                &[Self::Words, Self::Hands, Self::Guest],
+                &[Self::Words, Self::Hands, Self::Guest, Self::Prop],
                 "end-to-end tests see processes, not their insides",
             ),
+            Self::Prop => (&[], "a prop of tests knows nothing of ours"),
             Self::Bench => (
                 &[Self::Words, Self::Hands, Self::Guest, Self::Example],
                 "a micro-benchmark runs one hand or one job, never a cluster",
