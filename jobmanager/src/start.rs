@@ -11,8 +11,8 @@ use tidemill_coordination::{
     Embedded, LeadError, Leading, OpenError as RegistryError, ReadError, Registry,
 };
 use tidemill_core::leader::{Leader, LeaderConfig, LoadedJob};
-use tidemill_protocol::JobId;
-use tidemill_protocol::record::{CheckpointPointers, JobRecord};
+use tidemill_protocol::record::{CheckpointPointers, JobManagerRecord, JobRecord};
+use tidemill_protocol::{Incarnation, JobId};
 use tidemill_runtime::{Engine, EngineError, EngineOptions};
 use tidemill_storage::{OpenError as StoreError, ReadError as StoreReadError, Store};
 use tidemill_transport::{
@@ -202,7 +202,13 @@ async fn build(
     // A port in use is found before this process takes the lead from anyone.
     let sockets = Sockets::bind(&config, credentials).await?;
     let registry = &resources.registry;
-    let leading = registry.lead().await.map_err(StartError::Lead)?;
+    let candidate = JobManagerRecord {
+        id: sockets.rest_address.to_string(),
+        incarnation: Incarnation(rand::random()),
+        control_address: sockets.endpoint.local_address().to_string(),
+        rest_url: format!("http://{}", sockets.rest_address),
+    };
+    let leading = registry.lead(&candidate).await.map_err(StartError::Lead)?;
     info!(epoch = %leading.epoch(), "leading");
     let clock = Clock::start();
     let leader = take_over(

@@ -1,7 +1,9 @@
 //! The registry of one JobManager on one machine: a redb database in a directory that only one process can hold.
 //!
-//! The lock on the directory stands for the election, and a counter in the database for the epochs. Every write is a
+//! The lock on the directory keeps other processes out, and a counter in the database gives the epochs. Every write is a
 //! transaction that compares the epoch first and is on the disk when it is answered. It never waits on an async thread.
+
+mod seats;
 
 use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, TryLockError};
@@ -9,14 +11,25 @@ use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard};
+use std::time::{Duration, Instant};
 
 use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition};
-use tidemill_protocol::codec::{self, DecodeError, Versioned};
-use tidemill_protocol::record::{CheckpointPointers, JobRecord};
+use tidemill_protocol::codec;
+use tidemill_protocol::record::{
+    CheckpointPointers, JobManagerRecord, JobRecord, TaskManagerRecord,
+};
 use tidemill_protocol::{Epoch, JobId};
+use tokio::sync::watch;
 
-use crate::error::Cause;
-use crate::{Answer, DamagedJob, LeadError, Leading, OpenError, ReadError, Registry, WriteError};
+use self::seats::Seats;
+pub(crate) use self::seats::{Permit, Seat};
+use crate::decode::decode_job;
+use crate::error::{Cause, LockError, check_lock_name};
+use crate::leading::{LeadingHold, LockHold};
+use crate::{
+    Answer, Connection, DamagedJob, KnownLeader, LeadError, Leading, NamedLock, OpenError,
+    ReadError, Registry, WriteError,
+};
 
 /// The leader's epoch, under [`EPOCH`].
 const COUNTERS: TableDefinition<'static, &str, u64> = TableDefinition::new("counters");
@@ -34,6 +47,10 @@ const CACHE_BYTES: usize = 8 << 20;
 #[derive(Debug)]
 pub struct Embedded {
     shared: Arc<Shared>,
+    seats: Arc<Seats>,
+    /// Of what never changes here: it is always connected, and nobody announces himself.
+    connection: watch::Sender<Connection>,
+    task_managers: watch::Sender<Vec<TaskManagerRecord>>,
 }
 
 #[derive(Debug)]
@@ -79,6 +96,9 @@ impl Embedded {
                 database: Mutex::new(Some(database)),
                 _lock: lock,
             }),
+            seats: Arc::new(Seats::new()),
+            connection: watch::Sender::new(Connection::Connected),
+            task_managers: watch::Sender::new(Vec::new()),
         })
     }
 
@@ -119,11 +139,16 @@ impl Embedded {
         change: impl FnOnce(&redb::WriteTransaction) -> Result<(), Refusal> + Send + 'static,
     ) -> Answer<'_, (), WriteError> {
         let ours = leading.epoch();
+        let seat = match &leading.hold {
+            LeadingHold::Embedded(seat) if seat.belongs_to(&self.seats) => Arc::clone(seat),
+            // That proof is another registry's.
+            _ => return Box::pin(async move { Err(WriteError::Fenced { ours, stored: None }) }),
+        };
         let (place, lost_what) = (self.shared.place(), what.clone());
         Box::pin(self.run(
             move |shared| {
                 shared
-                    .with(|database| fenced(database, ours, change))
+                    .with(|database| fenced(database, ours, &seat, change))
                     .map_err(|refusal| refusal.explain(shared.place(), what))
             },
             move |source| WriteError::Unknown {
@@ -136,17 +161,55 @@ impl Embedded {
 }
 
 impl Registry for Embedded {
-    fn lead(&self) -> Answer<'_, Leading, LeadError> {
+    fn lead(&self, candidate: &JobManagerRecord) -> Answer<'_, Leading, LeadError> {
         let unavailable = |place: String, source| LeadError::Unavailable { place, source };
         let place = self.shared.place();
-        Box::pin(self.run(
-            move |shared| {
-                shared
-                    .with(next_epoch)
-                    .map_err(|error| unavailable(shared.place(), error.into()))
-            },
-            move |source| unavailable(place, source),
-        ))
+        let candidate = self.seats.stand(candidate.clone());
+        Box::pin(async move {
+            let mut asked_at = Instant::now();
+            let epoch = async {
+                asked_at = Instant::now();
+                let next = move |shared: &Shared| {
+                    shared
+                        .with(next_epoch)
+                        .map_err(|error| unavailable(shared.place(), error.into()))
+                };
+                self.run(next, move |source| unavailable(place, source))
+                    .await
+            };
+            let (epoch, seat) = candidate.elected(epoch).await?;
+            let hold = LeadingHold::Embedded(Arc::new(seat));
+            Ok(Leading::new(epoch, asked_at, hold))
+        })
+    }
+
+    fn confirm(&self, leading: &Leading) -> Answer<'_, (), WriteError> {
+        self.write(leading, "nothing, to prove who leads".into(), |_| Ok(()))
+    }
+
+    fn resign(&self, leading: &Leading) -> Answer<'_, (), WriteError> {
+        let leading = leading.clone();
+        Box::pin(async move {
+            if let LeadingHold::Embedded(seat) = &leading.hold {
+                let seat = Arc::clone(seat);
+                let place = self.shared.place();
+                let left = self.run(
+                    move |shared| {
+                        // Not between a write's comparison and its commit.
+                        let _database = shared.lock();
+                        seat.leave();
+                        Ok(())
+                    },
+                    move |source| WriteError::Unknown {
+                        place,
+                        what: "the end of a leadership".into(),
+                        source,
+                    },
+                );
+                left.await?;
+            }
+            Ok(())
+        })
     }
 
     fn jobs(&self) -> Answer<'_, Vec<Result<JobRecord, DamagedJob>>, ReadError> {
@@ -214,6 +277,35 @@ impl Registry for Embedded {
             Ok(())
         })
     }
+
+    fn lock(&self, name: &str) -> Answer<'_, NamedLock, LockError> {
+        let name = name.to_owned();
+        Box::pin(async move {
+            check_lock_name(&name)?;
+            let permit = self.seats.lock(&name).await;
+            Ok(NamedLock::new(name, LockHold::Embedded(permit)))
+        })
+    }
+
+    fn leader(&self) -> watch::Receiver<Option<KnownLeader>> {
+        self.seats.leader()
+    }
+
+    fn job_managers(&self) -> watch::Receiver<Vec<JobManagerRecord>> {
+        self.seats.candidates()
+    }
+
+    fn task_managers(&self) -> watch::Receiver<Vec<TaskManagerRecord>> {
+        self.task_managers.subscribe()
+    }
+
+    fn connection(&self) -> watch::Receiver<Connection> {
+        self.connection.subscribe()
+    }
+
+    fn session_timeout(&self) -> Option<Duration> {
+        None
+    }
 }
 
 impl Shared {
@@ -268,7 +360,7 @@ impl Spoils for Refusal {
 enum Refusal {
     Fenced {
         ours: Epoch,
-        stored: Epoch,
+        stored: Option<Epoch>,
     },
     UnknownJob(JobId),
     /// An error before the commit: nothing was written.
@@ -305,13 +397,19 @@ impl Refusal {
 fn fenced(
     database: &Database,
     ours: Epoch,
+    seat: &Seat,
     change: impl FnOnce(&redb::WriteTransaction) -> Result<(), Refusal>,
 ) -> Result<(), Refusal> {
+    if seat.is_over() {
+        let stored = seat.successor(ours);
+        return Err(Refusal::Fenced { ours, stored });
+    }
     // redb's commits are durable unless they are asked not to be.
     let transaction = database.begin_write()?;
     let stored = stored_epoch(&transaction)?;
     // A greater epoch than the stored one was never given out here: that proof is another registry's.
     if stored != ours {
+        let stored = Some(stored);
         return Err(Refusal::Fenced { ours, stored });
     }
     change(&transaction)?;
@@ -320,31 +418,18 @@ fn fenced(
         .map_err(|error| Refusal::During(error.into()))
 }
 
-fn next_epoch(database: &Database) -> Result<Leading, redb::Error> {
+fn next_epoch(database: &Database) -> Result<Epoch, redb::Error> {
     let transaction = database.begin_write()?;
     let epoch = Epoch(stored_epoch(&transaction)?.0 + 1);
     transaction.open_table(COUNTERS)?.insert(EPOCH, epoch.0)?;
     transaction.commit()?;
-    Ok(Leading::new(epoch))
+    Ok(epoch)
 }
 
 fn stored_epoch(transaction: &redb::WriteTransaction) -> Result<Epoch, redb::Error> {
     let table = transaction.open_table(COUNTERS)?;
     let epoch = table.get(EPOCH)?;
     Ok(Epoch(epoch.map_or(0, |epoch| epoch.value())))
-}
-
-fn decode_job(job: JobId, bytes: &[u8]) -> Result<JobRecord, DamagedJob> {
-    let damaged = |source| DamagedJob { job, source };
-    let record: JobRecord = codec::decode(bytes).map_err(damaged)?;
-    if record.id == job {
-        Ok(record)
-    } else {
-        Err(damaged(DecodeError::Body {
-            name: JobRecord::NAME,
-            reason: "it is another job's",
-        }))
-    }
 }
 
 /// Takes the lock on the directory and leaves this process's id there for whoever else wants it.

@@ -33,6 +33,29 @@ pub enum OpenError {
         #[source]
         source: Cause,
     },
+    /// A setting cannot be right.
+    #[error("{setting} cannot be `{value}`: {reason}")]
+    BadSetting {
+        /// Which, as in the configuration file.
+        setting: &'static str,
+        /// What it is; nothing secret.
+        value: String,
+        /// What is wrong with it, and what would be right.
+        reason: String,
+    },
+    /// A file that is named by a setting cannot be read, or holds something else.
+    #[error(
+        "{setting}: the file `{file}` cannot be used: check that it exists, may be read and is in PEM format"
+    )]
+    BadFile {
+        /// Which setting names it.
+        setting: &'static str,
+        /// Which file.
+        file: String,
+        /// Why not.
+        #[source]
+        source: Cause,
+    },
     /// The database file is not one, or its pages do not match their checksums.
     #[error(
         "the registry in `{file}` is damaged: bring the file back from a backup, or move it away to begin with no jobs \
@@ -45,6 +68,39 @@ pub enum OpenError {
         #[source]
         source: Cause,
     },
+}
+
+/// A lock could not be taken.
+#[derive(Debug, thiserror::Error)]
+pub enum LockError {
+    /// The name cannot be one of a lock.
+    #[error(
+        "`{name}` cannot name a lock: use letters, digits, `-`, `_` and `.`, and at least one that is no dot"
+    )]
+    BadName {
+        /// The name.
+        name: String,
+    },
+    /// The registry is out of order or out of reach.
+    #[error("the registry at `{place}` does not give the lock `{name}`")]
+    Unavailable {
+        /// Which registry.
+        place: String,
+        /// Which lock.
+        name: String,
+        /// Why.
+        #[source]
+        source: Cause,
+    },
+}
+
+/// Refuses a lock's name that not every backend can keep.
+pub(crate) fn check_lock_name(name: &str) -> Result<(), LockError> {
+    let fits = |letter: char| letter.is_ascii_alphanumeric() || "-_.".contains(letter);
+    if name.chars().all(fits) && name.chars().any(|letter| letter != '.') {
+        return Ok(());
+    }
+    Err(LockError::BadName { name: name.into() })
 }
 
 /// Leadership could not be taken. Another try does no harm.
@@ -91,14 +147,12 @@ pub enum ReadError {
 #[derive(Debug, thiserror::Error)]
 pub enum WriteError {
     /// A newer leader has taken over; nothing was written, and nothing by this leader ever will be.
-    #[error(
-        "this JobManager led with epoch {ours} and has been replaced by epoch {stored}: its write was refused"
-    )]
+    #[error("this JobManager led with epoch {ours} and {}: its write was refused", replaced(*stored))]
     Fenced {
         /// The epoch of the write.
         ours: Epoch,
-        /// The epoch in the registry.
-        stored: Epoch,
+        /// The successor's, when it is known.
+        stored: Option<Epoch>,
     },
     /// The job has no record; nothing was written.
     #[error("job {job} is not in the registry: it was removed")]
@@ -128,4 +182,11 @@ pub enum WriteError {
         #[source]
         source: Cause,
     },
+}
+
+fn replaced(stored: Option<Epoch>) -> String {
+    match stored {
+        Some(epoch) => format!("has been replaced by epoch {epoch}"),
+        None => "does not lead any more".into(),
+    }
 }

@@ -2,24 +2,36 @@
 
 use std::fmt;
 use std::pin::Pin;
+use std::time::Duration;
 
 use tidemill_protocol::codec::DecodeError;
-use tidemill_protocol::record::{CheckpointPointers, JobRecord};
+use tidemill_protocol::record::{
+    CheckpointPointers, JobManagerRecord, JobRecord, TaskManagerRecord,
+};
 use tidemill_protocol::{Epoch, JobId};
+use tokio::sync::watch;
 
-use crate::{LeadError, ReadError, WriteError};
+use crate::{LeadError, Leading, LockError, NamedLock, ReadError, WriteError};
 
 /// What a registry answers with, some time later.
 pub type Answer<'a, T, E> = Pin<Box<dyn Future<Output = Result<T, E>> + Send + 'a>>;
 
-/// The durable records of one cluster.
+/// The durable records of one cluster, who leads it, and who is there.
 ///
 /// A write is durable when it returns `Ok`, and everybody who reads afterwards sees it. A write that is dropped before
 /// it answers is as one that answers [`WriteError::Unknown`].
 pub trait Registry: Send + Sync + fmt::Debug {
-    /// Becomes the leader, with an epoch greater than every one before; waits for as long as another process leads.
-    /// From then on older proofs are worth nothing.
-    fn lead(&self) -> Answer<'_, Leading, LeadError>;
+    /// Stands for election with this record, and becomes the leader with an epoch greater than every one before; waits
+    /// for as long as another candidate leads, in this process too. Dropping the future withdraws the candidature. A
+    /// registry that is out of reach for a while is waited for.
+    fn lead(&self, candidate: &JobManagerRecord) -> Answer<'_, Leading, LeadError>;
+
+    /// Proves that this leadership still held after it was asked: a fenced write that changes nothing, and goes the way
+    /// of all writes.
+    fn confirm(&self, leading: &Leading) -> Answer<'_, (), WriteError>;
+
+    /// Gives the leadership up: what it writes from now on is refused, and the next candidate is elected at once.
+    fn resign(&self, leading: &Leading) -> Answer<'_, (), WriteError>;
 
     /// Every job, in order of its id. A damaged record does not hold up the others.
     fn jobs(&self) -> Answer<'_, Vec<Result<JobRecord, DamagedJob>>, ReadError>;
@@ -41,25 +53,46 @@ pub trait Registry: Send + Sync + fmt::Debug {
         job: JobId,
         pointers: &CheckpointPointers,
     ) -> Answer<'_, (), WriteError>;
+
+    /// Takes the lock with this name, and waits for as long as another has it. It is released when the value is
+    /// dropped, and lost when the session that holds it ends.
+    fn lock(&self, name: &str) -> Answer<'_, NamedLock, LockError>;
+
+    /// Who leads, as far as is known; kept up to date. `None`: nobody, or not known yet.
+    fn leader(&self) -> watch::Receiver<Option<KnownLeader>>;
+
+    /// Every JobManager that leads or stands for election, in the order in which they would lead.
+    fn job_managers(&self) -> watch::Receiver<Vec<JobManagerRecord>>;
+
+    /// Every TaskManager that has announced itself, in order of its id.
+    fn task_managers(&self) -> watch::Receiver<Vec<TaskManagerRecord>>;
+
+    /// Whether the registry is in reach.
+    fn connection(&self) -> watch::Receiver<Connection>;
+
+    /// After this time without the registry a leader is replaced; as negotiated, or as configured until then. `None`:
+    /// leadership never lapses by itself.
+    fn session_timeout(&self) -> Option<Duration>;
 }
 
-/// Proof that this process was elected, with the fencing number it got. Only [`Registry::lead`] makes one. It may have
-/// been outlived by a newer leader: each write finds out.
+/// A leader as others see it.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Leading {
-    epoch: Epoch,
+pub struct KnownLeader {
+    /// Its fencing number.
+    pub epoch: Epoch,
+    /// What it stood for election with.
+    pub record: JobManagerRecord,
 }
 
-impl Leading {
-    pub(crate) const fn new(epoch: Epoch) -> Self {
-        Self { epoch }
-    }
-
-    /// The leader's epoch.
-    #[must_use]
-    pub const fn epoch(&self) -> Epoch {
-        self.epoch
-    }
+/// Whether the registry is in reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Connection {
+    /// There is no session: there was none yet, or the last one has ended.
+    Connecting,
+    /// There is a session, and a server answers.
+    Connected,
+    /// No server answers, but the session may still hold: nothing is lost yet.
+    Suspended,
 }
 
 /// A job whose record is there but cannot be read.

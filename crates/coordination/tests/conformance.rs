@@ -4,7 +4,7 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{job, job_id, pointers};
+use common::{job, job_id, job_manager, pointers};
 use tempfile::TempDir;
 use tidemill_coordination::{Embedded, Registry, WriteError};
 use tidemill_protocol::Epoch;
@@ -31,7 +31,7 @@ async fn epochs_grow_over_take_overs_and_restarts(world: &impl World) {
     for _ in 0..3 {
         let registry = world.start();
         for _ in 0..2 {
-            let leading = registry.lead().await.unwrap();
+            let leading = registry.lead(&job_manager(1)).await.unwrap();
             assert!(leading.epoch() > last);
             last = leading.epoch();
         }
@@ -40,7 +40,7 @@ async fn epochs_grow_over_take_overs_and_restarts(world: &impl World) {
 
 async fn what_was_written_is_there_after_a_restart(world: &impl World) {
     let registry = world.start();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     for number in [3, 1, 2] {
         registry.put_job(&leading, &job(number)).await.unwrap();
     }
@@ -68,24 +68,26 @@ async fn what_was_written_is_there_after_a_restart(world: &impl World) {
 
 async fn a_leader_that_was_replaced_writes_nothing(world: &impl World) {
     let registry = world.start();
-    let old = registry.lead().await.unwrap();
+    let old = registry.lead(&job_manager(1)).await.unwrap();
     registry.put_job(&old, &job(1)).await.unwrap();
     registry
         .put_pointers(&old, job_id(1), &pointers(1))
         .await
         .unwrap();
-    let new = registry.lead().await.unwrap();
+    registry.resign(&old).await.unwrap();
+    let new = registry.lead(&job_manager(1)).await.unwrap();
 
     let refused = [
         registry.put_job(&old, &job(2)).await,
         registry.put_pointers(&old, job_id(1), &pointers(2)).await,
         registry.remove_job(&old, job_id(1)).await,
+        registry.confirm(&old).await,
     ];
     for outcome in refused {
         let Err(WriteError::Fenced { ours, stored }) = outcome else {
             panic!("{outcome:?} instead of a refusal");
         };
-        assert_eq!((ours, stored), (old.epoch(), new.epoch()));
+        assert_eq!((ours, stored), (old.epoch(), Some(new.epoch())));
     }
     assert_eq!(registry.jobs().await.unwrap(), [Ok(job(1))]);
     assert_eq!(registry.pointers(job_id(1)).await.unwrap(), pointers(1));
@@ -99,7 +101,7 @@ async fn a_leader_that_was_replaced_writes_nothing(world: &impl World) {
 
 async fn a_record_is_replaced_and_removed_with_its_pointers(world: &impl World) {
     let registry = world.start();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     let mut record = job(1);
     registry.put_job(&leading, &record).await.unwrap();
     registry
@@ -123,7 +125,7 @@ async fn a_record_is_replaced_and_removed_with_its_pointers(world: &impl World) 
 
 async fn pointers_are_published_for_known_jobs_only(world: &impl World) {
     let registry = world.start();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     registry.put_job(&leading, &job(1)).await.unwrap();
     registry.remove_job(&leading, job_id(1)).await.unwrap();
     let late = registry
@@ -142,7 +144,7 @@ async fn pointers_are_published_for_known_jobs_only(world: &impl World) {
 
 async fn writers_at_the_same_time_do_not_mix(world: &impl World) {
     let registry = world.start();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     let writers: Vec<_> = (0..8)
         .map(|number| {
             let (registry, leading) = (Arc::clone(&registry), leading.clone());

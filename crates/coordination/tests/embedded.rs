@@ -7,7 +7,7 @@ use std::io::{BufRead, BufReader, Write};
 use std::path::Path;
 use std::process::{Child, ChildStdout, Command, Stdio};
 
-use common::{job, job_id, pointers};
+use common::{job, job_id, job_manager, pointers};
 use redb::{Database, TableDefinition};
 use tidemill_coordination::{Embedded, OpenError, ReadError, Registry, WriteError};
 use tidemill_protocol::record::JobRecord;
@@ -53,7 +53,7 @@ fn next_acknowledged(output: &mut BufReader<ChildStdout>) -> Option<u64> {
 async fn child_writes_until_it_is_killed() {
     let directory = std::env::var_os(CHILD_DIRECTORY).expect("the parent names the directory");
     let registry = Embedded::open(Path::new(&directory)).unwrap();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     registry.put_job(&leading, &job(1)).await.unwrap();
     let found = registry.pointers(job_id(1)).await.unwrap();
     let first = found
@@ -96,7 +96,10 @@ async fn what_was_acknowledged_survives_a_kill_at_any_moment() {
         );
         assert_eq!(found, pointers(counter));
         assert_eq!(registry.jobs().await.unwrap(), [Ok(job(1))]);
-        assert_eq!(registry.lead().await.unwrap().epoch().0, 2 * round + 2);
+        assert_eq!(
+            registry.lead(&job_manager(1)).await.unwrap().epoch().0,
+            2 * round + 2
+        );
     }
 }
 
@@ -159,7 +162,7 @@ fn overwrite(directory: &Path, table: &str, number: u8, bytes: &[u8]) {
 async fn a_damaged_record_does_not_hold_up_the_others() {
     let directory = tempfile::tempdir().unwrap();
     let registry = Embedded::open(directory.path()).unwrap();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     for number in 1..=4 {
         registry.put_job(&leading, &job(number)).await.unwrap();
         registry
@@ -190,7 +193,7 @@ async fn a_damaged_record_does_not_hold_up_the_others() {
     assert!(matches!(error, ReadError::DamagedPointers { job, .. } if job == job_id(4)));
 
     // A damaged job can still be removed.
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     registry.remove_job(&leading, job_id(2)).await.unwrap();
     assert_eq!(registry.jobs().await.unwrap().len(), 3);
 }
@@ -199,7 +202,7 @@ async fn a_damaged_record_does_not_hold_up_the_others() {
 async fn a_file_with_flipped_bits_is_refused_or_read_right_but_never_believed() {
     let directory = tempfile::tempdir().unwrap();
     let registry = Embedded::open(directory.path()).unwrap();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     for number in 0..20 {
         registry.put_job(&leading, &job(number)).await.unwrap();
     }
@@ -247,7 +250,7 @@ async fn a_full_disk_fails_writes_and_passes() {
     };
     let place = directory.path().join("registry");
     let registry = Embedded::open(&place).unwrap();
-    let leading = registry.lead().await.unwrap();
+    let leading = registry.lead(&job_manager(1)).await.unwrap();
     registry.put_job(&leading, &job(1)).await.unwrap();
     let filler = directory.path().join("filler");
     let mut file = fs::File::create(&filler).unwrap();

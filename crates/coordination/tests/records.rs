@@ -3,9 +3,11 @@
 
 mod common;
 
-use common::{job, pointers};
+use common::{job, job_manager, pointers, task_manager};
 use tidemill_protocol::codec::{DecodeError, decode, encode};
-use tidemill_protocol::record::{CheckpointPointers, JobRecord};
+use tidemill_protocol::record::{
+    CheckpointPointers, JobManagerRecord, JobRecord, TaskManagerRecord,
+};
 
 fn hex(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("{byte:02x}")).collect()
@@ -23,6 +25,20 @@ fn checkpoint_pointers_have_these_bytes() {
     let bytes = encode(&pointers(17));
     assert_eq!(hex(&bytes), CHECKPOINT_POINTERS);
     assert_eq!(decode::<CheckpointPointers>(&bytes), Ok(pointers(17)));
+}
+
+#[test]
+fn a_job_manager_record_has_these_bytes() {
+    let bytes = encode(&job_manager(1));
+    assert_eq!(hex(&bytes), JOB_MANAGER_RECORD);
+    assert_eq!(decode::<JobManagerRecord>(&bytes), Ok(job_manager(1)));
+}
+
+#[test]
+fn a_task_manager_record_has_these_bytes() {
+    let bytes = encode(&task_manager(1));
+    assert_eq!(hex(&bytes), TASK_MANAGER_RECORD);
+    assert_eq!(decode::<TaskManagerRecord>(&bytes), Ok(task_manager(1)));
 }
 
 #[test]
@@ -45,3 +61,10 @@ const CHECKPOINT_POINTERS: &str = "\
     4350010002021019636865636b706f696e74732f782f31362f6d657461646174616350505050505050505050\
     50505050505050505050505050505050505050505050021119636865636b706f696e74732f782f31372f6d65\
     746164617461635050505050505050505050505050505050505050505050505050505050505050";
+
+const JOB_MANAGER_RECORD: &str = "\
+    4a4d0100046a6d2d31819aafcdf8acd191010d31302e302e302e313a3734323214687474703a2f2f31302e30\
+    2e302e313a37343231";
+
+const TASK_MANAGER_RECORD: &str =
+    "544d010004746d2d31818695bb98f5f2f60f0d31302e302e312e313a3734333204";

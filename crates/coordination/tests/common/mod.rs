@@ -8,9 +8,10 @@ use std::collections::BTreeMap;
 
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::record::{
-    CheckpointPointer, CheckpointPointers, JobOptions, JobRecord, JobState, RestartStrategy,
+    CheckpointPointer, CheckpointPointers, JobManagerRecord, JobOptions, JobRecord, JobState,
+    RestartStrategy, TaskManagerRecord,
 };
-use tidemill_protocol::{CheckpointId, Epoch, JobId, ModuleHash};
+use tidemill_protocol::{CheckpointId, Epoch, Incarnation, JobId, ModuleHash, TaskManagerId};
 
 /// The job with this number.
 pub(crate) fn job_id(number: u8) -> JobId {
@@ -60,5 +61,25 @@ pub(crate) fn pointers(counter: u64) -> CheckpointPointers {
     };
     CheckpointPointers {
         completed: vec![pointer(counter.saturating_sub(1)), pointer(counter)],
+    }
+}
+
+/// The JobManager with this number.
+pub(crate) fn job_manager(number: u8) -> JobManagerRecord {
+    JobManagerRecord {
+        id: format!("jm-{number}"),
+        incarnation: Incarnation(0x0123_4567_89ab_cd00 + u64::from(number)),
+        control_address: format!("10.0.0.{number}:7422"),
+        rest_url: format!("http://10.0.0.{number}:7421"),
+    }
+}
+
+/// The TaskManager with this number.
+pub(crate) fn task_manager(number: u8) -> TaskManagerRecord {
+    TaskManagerRecord {
+        id: TaskManagerId(format!("tm-{number}")),
+        incarnation: Incarnation(0x0fed_cba9_8765_4300 + u64::from(number)),
+        data_address: format!("10.0.1.{number}:7432"),
+        slots: 4,
     }
 }

@@ -1,0 +1,1 @@
+//! ZooKeeper servers on this machine, for tests. It never configures one for production.
