@@ -49,6 +49,8 @@ pub enum WorkerAction {
         /// What is said about it.
         word: CheckpointWord,
     },
+    /// Leave, if that was asked for: nothing here is needed any more.
+    Drained,
     /// Answer a request for log lines.
     FetchLogs {
         /// Comes back in the answer.
@@ -62,6 +64,8 @@ pub enum WorkerAction {
         /// At most this many.
         limit: u32,
     },
+    /// Nothing that runs here is needed any more: a TaskManager that had asked for that may leave.
+    Drained,
 }
 
 /// What a leader says to a task about a checkpoint.
@@ -101,24 +105,32 @@ pub enum Disobeyed {
 }
 
 impl Worker {
+    /// A leader of this epoch is met, or heard of: from now on none of a lesser one is obeyed.
+    ///
+    /// # Errors
+    /// When a leader with a greater epoch has been met before.
+    pub fn met(&mut self, epoch: Epoch) -> Result<(), Disobeyed> {
+        if epoch < self.epoch {
+            return Err(Disobeyed::OldEpoch {
+                theirs: epoch,
+                ours: self.epoch,
+            });
+        }
+        self.epoch = epoch;
+        Ok(())
+    }
+
     /// Takes a message from a leader and says what to do about it, in order.
     ///
     /// # Errors
     /// When the message must not be obeyed. Nothing has changed then.
     pub fn handle(&mut self, message: FromLeader) -> Result<Vec<WorkerAction>, Disobeyed> {
-        if message.epoch < self.epoch {
-            return Err(Disobeyed::OldEpoch {
-                theirs: message.epoch,
-                ours: self.epoch,
-            });
-        }
-        self.epoch = message.epoch;
+        self.met(message.epoch)?;
         let word = |job, attempt, checkpoint, word| (job, attempt, checkpoint, word);
         let (job, attempt, checkpoint, word) = match message.command {
             // The shell's link has used these already; they change nothing that runs.
-            Command::Registered { .. } | Command::Refused { .. } | Command::Drained => {
-                return Ok(Vec::new());
-            }
+            Command::Registered { .. } | Command::Refused { .. } => return Ok(Vec::new()),
+            Command::Drained => return Ok(alloc::vec![WorkerAction::Drained]),
             Command::Deploy(deployment) => return self.deploy(deployment),
             Command::Cancel {
                 job,
@@ -350,6 +362,45 @@ mod tests {
             })
         );
         assert_eq!(worker.running().len(), 1);
+    }
+
+    #[test]
+    fn a_leader_that_is_only_heard_of_ends_the_obedience_to_those_before() {
+        let mut worker = Worker::default();
+        worker.handle(say(2, deploy(attempt(1)))).expect("obeyed");
+        assert_eq!(worker.met(Epoch(2)), Ok(()));
+        assert_eq!(worker.met(Epoch(5)), Ok(()));
+        let old = Disobeyed::OldEpoch {
+            theirs: Epoch(2),
+            ours: Epoch(5),
+        };
+        assert_eq!(worker.met(Epoch(2)), Err(old));
+        assert_eq!(worker.handle(say(2, deploy(attempt(2)))), Err(old));
+        assert_eq!(
+            worker.handle(say(5, Command::Drained)),
+            Ok(vec![WorkerAction::Drained])
+        );
+    }
+
+    #[test]
+    fn a_leader_that_was_met_is_followed_before_it_says_anything() {
+        let mut worker = Worker::default();
+        worker.met(Epoch(1)).expect("the first");
+        worker.handle(say(1, deploy(attempt(1)))).expect("obeyed");
+        worker.met(Epoch(3)).expect("a later one");
+        assert_eq!(worker.epoch(), Epoch(3));
+        let refused = Disobeyed::OldEpoch {
+            theirs: Epoch(1),
+            ours: Epoch(3),
+        };
+        for command in [deploy(attempt(2)), Command::Drained] {
+            assert_eq!(worker.handle(say(1, command)), Err(refused));
+        }
+        assert_eq!(worker.met(Epoch(1)), Err(refused));
+        assert_eq!(worker.met(Epoch(3)), Ok(()), "the same again");
+        let leave = worker.handle(say(3, Command::Drained));
+        assert_eq!(leave, Ok(vec![WorkerAction::Drained]));
+        assert_eq!(worker.running().len(), 1, "nothing was stopped by any of it");
     }
 
     #[test]

@@ -138,7 +138,7 @@ fn confirmations_are_asked_for_one_at_a_time_and_also_during_the_take_over() {
     let mut candidate = Candidate::new();
     candidate.tell(0, elected(7, 0));
     let confirm = Action::Confirm { epoch: epoch(7) };
-    assert_eq!(candidate.until(1000), [confirm.clone()]);
+    assert_eq!(candidate.until(1000), core::slice::from_ref(&confirm));
     assert_eq!(candidate.until(2500), [], "the first has no answer yet");
     assert_eq!(candidate.tell(2500, confirmed(7, 1000)), []);
     assert_eq!(

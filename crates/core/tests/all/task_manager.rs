@@ -103,7 +103,7 @@ impl TaskManager {
                     let answer = self.word(job, task, attempt, checkpoint, word, behaviour);
                     answers.extend(answer);
                 }
-                WorkerAction::FetchLogs { .. } => {}
+                WorkerAction::FetchLogs { .. } | WorkerAction::Drained => {}
             }
         }
         answers
