@@ -64,8 +64,6 @@ pub enum WorkerAction {
         /// At most this many.
         limit: u32,
     },
-    /// Nothing that runs here is needed any more: a TaskManager that had asked for that may leave.
-    Drained,
 }
 
 /// What a leader says to a task about a checkpoint.
@@ -118,6 +116,12 @@ impl Worker {
         }
         self.epoch = epoch;
         Ok(())
+    }
+
+    /// The greatest epoch that was met or heard of.
+    #[must_use]
+    pub fn epoch(&self) -> Epoch {
+        self.epoch
     }
 
     /// Takes a message from a leader and says what to do about it, in order.
@@ -380,27 +384,6 @@ mod tests {
             worker.handle(say(5, Command::Drained)),
             Ok(vec![WorkerAction::Drained])
         );
-    }
-
-    #[test]
-    fn a_leader_that_was_met_is_followed_before_it_says_anything() {
-        let mut worker = Worker::default();
-        worker.met(Epoch(1)).expect("the first");
-        worker.handle(say(1, deploy(attempt(1)))).expect("obeyed");
-        worker.met(Epoch(3)).expect("a later one");
-        assert_eq!(worker.epoch(), Epoch(3));
-        let refused = Disobeyed::OldEpoch {
-            theirs: Epoch(1),
-            ours: Epoch(3),
-        };
-        for command in [deploy(attempt(2)), Command::Drained] {
-            assert_eq!(worker.handle(say(1, command)), Err(refused));
-        }
-        assert_eq!(worker.met(Epoch(1)), Err(refused));
-        assert_eq!(worker.met(Epoch(3)), Ok(()), "the same again");
-        let leave = worker.handle(say(3, Command::Drained));
-        assert_eq!(leave, Ok(vec![WorkerAction::Drained]));
-        assert_eq!(worker.running().len(), 1, "nothing was stopped by any of it");
     }
 
     #[test]
