@@ -78,7 +78,8 @@ impl LocalCluster {
         self.jobmanager.shutdown();
         self.jobmanager.stopped().await;
         for taskmanager in &mut self.taskmanagers {
-            taskmanager.shutdown();
+            // There is nowhere for its tasks to go.
+            taskmanager.stop();
             taskmanager.stopped().await;
         }
     }

@@ -1,58 +1,162 @@
 //! Facts in: one `select!` over everything that happens to a TaskManager. What follows from a fact is decided by
 //! [`Worker`] and carried out by [`Performer`].
 
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
 use std::time::Duration;
 
-use tidemill_core::worker::{Worker, WorkerAction};
+use tidemill_core::worker::{Disobeyed, Worker, WorkerAction};
 use tidemill_protocol::control::{FromLeader, Registration, TaskState, ToLeader};
+use tidemill_protocol::{AttemptId, Epoch, JobId, TaskManagerId};
 use tidemill_transport::DataPlane;
-use tokio::sync::mpsc;
-use tokio::time::MissedTickBehavior;
-use tokio_util::sync::CancellationToken;
+use tokio::sync::{mpsc, watch};
+use tokio::time::{Instant, Interval, MissedTickBehavior};
 use tracing::warn;
 
-use crate::link::{Leader, LinkEvent};
+use crate::draining::Draining;
+use crate::link::{Introduction, LinkEvent};
 use crate::perform::Performer;
+use crate::registry::Announcement;
 use crate::task::{Execution, TaskEvent};
 
 /// Before a leader says how often it wants reports.
 const REPORT_INTERVAL: Duration = Duration::from_secs(1);
 
+/// What is asked of a running TaskManager from outside; each includes those before it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Wanted {
+    /// To run.
+    #[default]
+    Run,
+    /// To leave once nothing here is needed any more.
+    Drain,
+    /// To stop at once.
+    Stop,
+}
+
 /// Everything a running TaskManager is.
 pub(crate) struct Driver {
     pub(crate) worker: Worker,
     pub(crate) performer: Performer,
-    pub(crate) leader: Option<Leader>,
+    /// Where the leader is, for whoever fetches something from it; `None` while there is none.
+    pub(crate) leader: watch::Sender<Option<SocketAddr>>,
     /// What this TaskManager says of itself; what runs is filled in when it registers.
     pub(crate) registration: Registration,
     pub(crate) link: mpsc::Receiver<LinkEvent>,
     pub(crate) tasks: mpsc::UnboundedReceiver<TaskEvent>,
     pub(crate) plane: DataPlane,
-    pub(crate) stop: CancellationToken,
+    pub(crate) wanted: watch::Receiver<Wanted>,
+    pub(crate) drain_timeout: Duration,
+    /// Its node in the registry, where there is one.
+    pub(crate) announcement: Option<Announcement>,
+    pub(crate) state: State,
+}
+
+/// What a TaskManager remembers besides its tasks.
+#[derive(Default)]
+pub(crate) struct State {
+    /// To the leader that was introduced to what runs here last. It exists from that moment on, so that nothing which
+    /// happens while the leader makes up its mind is lost.
+    voice: Option<mpsc::UnboundedSender<ToLeader>>,
+    /// Broken channels of attempts that run here. A leader may hear of one before it knows the TaskManager at the other
+    /// end, and then forgets it: so each is repeated for as long as its attempt runs.
+    broken: BTreeMap<(JobId, AttemptId, TaskManagerId), String>,
+    draining: Option<Draining>,
+    /// Nothing that runs here is needed any more.
+    drained: bool,
+}
+
+fn reports_every(interval: Duration) -> Interval {
+    let mut report = tokio::time::interval(interval);
+    report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    report
 }
 
 impl Driver {
-    /// Runs until stopped.
+    /// Runs until stopped, or drained.
     pub(crate) async fn run(mut self) {
-        let mut report = tokio::time::interval(REPORT_INTERVAL);
-        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let (plane, stop) = (self.plane.clone(), self.stop.clone());
-        loop {
+        let mut report = reports_every(REPORT_INTERVAL);
+        let (plane, mut wanted) = (self.plane.clone(), self.wanted.clone());
+        while !self.state.drained {
+            let patience = self.state.draining.as_ref().map(Draining::next_at);
             tokio::select! {
                 Some(event) = self.link.recv() => {
                     if let LinkEvent::Connected(leader) = &event {
-                        report = tokio::time::interval(leader.report_interval);
-                        report.set_missed_tick_behavior(MissedTickBehavior::Delay);
+                        report = reports_every(leader.report_interval);
                     }
                     self.on_link(event);
                 }
                 Some(event) = self.tasks.recv() => self.on_task(event),
                 (_, request) = plane.recv_hint() => { self.performer.hint(request); }
-                _ = report.tick() => self.say(|this| ToLeader::Report(this.performer.report())),
-                () = stop.cancelled() => break,
+                _ = report.tick() => self.report(),
+                () = at(patience) => self.still_draining(),
+                Ok(()) = wanted.changed() => {
+                    match *wanted.borrow_and_update() {
+                        Wanted::Run => {}
+                        Wanted::Drain => self.drain(),
+                        Wanted::Stop => break,
+                    }
+                }
             }
         }
         self.performer.stop_all();
+        self.withdraw(wanted).await;
+    }
+
+    /// Takes the TaskManager's node out of the registry, unless that is to be left to its session's end.
+    async fn withdraw(&mut self, mut wanted: watch::Receiver<Wanted>) {
+        let Some(announcement) = self.announcement.take() else {
+            return;
+        };
+        tokio::select! {
+            () = announcement.withdraw() => {}
+            _ = wanted.wait_for(|wanted| *wanted == Wanted::Stop) => {}
+        }
+    }
+
+    fn report(&self) {
+        for ((job, attempt, peer), reason) in &self.state.broken {
+            self.say(|_| ToLeader::ChannelBroken {
+                job: *job,
+                attempt: *attempt,
+                peer: peer.clone(),
+                reason: reason.clone(),
+            });
+        }
+        self.say(|this| ToLeader::Report(this.performer.report()));
+    }
+
+    /// Asks for the tasks here to be moved; from now on every registration does.
+    fn drain(&mut self) {
+        if self.state.draining.is_none() {
+            let draining = Draining::begin(Instant::now(), self.drain_timeout, self.needed().len());
+            self.state.draining = Some(draining);
+            self.say(|_| ToLeader::Draining);
+            self.still_draining();
+        }
+    }
+
+    /// The attempts of tasks that a leader would have to move.
+    fn needed(&self) -> Vec<(JobId, AttemptId)> {
+        let gone = |state: &TaskState| {
+            matches!(
+                state,
+                TaskState::Failed(_) | TaskState::Unrestorable { .. } | TaskState::Cancelled
+            )
+        };
+        let running = self.worker.running().into_iter();
+        running
+            .filter(|task| !gone(&task.state))
+            .map(|task| (task.job, task.attempt))
+            .collect()
+    }
+
+    fn still_draining(&mut self) {
+        let has_leader = self.leader.borrow().is_some();
+        let needed = self.needed();
+        if let Some(draining) = &mut self.state.draining {
+            self.state.drained = draining.is_over(Instant::now(), &needed, has_leader);
+        }
     }
 
     fn on_link(&mut self, event: LinkEvent) {
@@ -60,15 +164,37 @@ impl Driver {
             LinkEvent::Register(ask) => {
                 let registration = Registration {
                     running: self.worker.running(),
+                    draining: self.state.draining.is_some(),
                     ..self.registration.clone()
                 };
+                let (voice, afterwards) = mpsc::unbounded_channel();
+                self.state.voice = Some(voice);
+                let introduction = Introduction {
+                    registration,
+                    afterwards,
+                };
                 // The link that asked may have lost its connection meanwhile.
-                let _ = ask.send(registration);
+                let _ = ask.send(introduction);
             }
-            LinkEvent::Connected(leader) => self.leader = Some(leader),
-            LinkEvent::Lost => self.leader = None,
+            LinkEvent::Met(epoch, answer) => {
+                let _ = answer.send(self.met(epoch));
+            }
+            LinkEvent::Connected(leader) => {
+                self.leader.send_replace(Some(leader.address));
+            }
+            LinkEvent::Lost => {
+                self.leader.send_replace(None);
+                self.state.voice = None;
+                self.performer.leader_lost();
+            }
             LinkEvent::Message(message) => self.on_message(message),
         }
+    }
+
+    fn met(&mut self, epoch: Epoch) -> Result<(), Disobeyed> {
+        self.worker.met(epoch)?;
+        self.performer.leader_met(epoch);
+        Ok(())
     }
 
     fn on_message(&mut self, message: FromLeader) {
@@ -81,12 +207,13 @@ impl Driver {
     fn act(&mut self, action: WorkerAction) {
         match action {
             WorkerAction::Stop { job, task, attempt } => {
-                self.performer.stop(Execution { job, task, attempt })
+                self.performer.stop(Execution { job, task, attempt });
+                let over = (job, attempt);
+                self.state
+                    .broken
+                    .retain(|(job, attempt, _), _| (*job, *attempt) != over);
             }
-            WorkerAction::Start(deployment) => {
-                let leader = self.leader.as_ref().map(|leader| leader.address);
-                self.performer.start(deployment, leader);
-            }
+            WorkerAction::Start(deployment) => self.performer.start(deployment),
             WorkerAction::Checkpoint {
                 job,
                 task,
@@ -97,6 +224,7 @@ impl Driver {
                 self.performer
                     .word(Execution { job, task, attempt }, checkpoint, word);
             }
+            WorkerAction::Drained => self.state.drained = self.state.draining.is_some(),
             WorkerAction::FetchLogs {
                 request,
                 job,
@@ -163,7 +291,12 @@ impl Driver {
                 peer,
                 reason,
             } => {
+                if !self.performer.runs(job, attempt) {
+                    return;
+                }
                 warn!(%job, %attempt, %peer, reason, "a data channel broke");
+                let known = (job, attempt, peer.clone());
+                self.state.broken.insert(known, reason.clone());
                 ToLeader::ChannelBroken {
                     job,
                     attempt,
@@ -175,17 +308,28 @@ impl Driver {
         self.say(|_| message);
     }
 
-    /// Says something to the leader, if there is one: a leader met later hears of everything that still counts.
+    /// Says something to the leader, if there is one. What is lost with a leader does not matter to the next: states of
+    /// tasks are in the registration; an acknowledgement or a refusal is of a checkpoint that ends with its leader; a
+    /// commit is asked for again by whoever has not heard that it was done; reports are repeated, and broken channels
+    /// with them; logs are asked for by somebody who asks again.
     fn say(&self, message: impl FnOnce(&Self) -> ToLeader) {
-        if let Some(leader) = &self.leader {
+        if let Some(voice) = &self.state.voice {
             // A link that has just broken is reported by its own event.
-            let _ = leader.outbox.send(message(self));
+            let _ = voice.send(message(self));
         }
     }
 }
 
+/// Waits for a moment, or for ever.
+async fn at(moment: Option<Instant>) {
+    match moment {
+        Some(moment) => tokio::time::sleep_until(moment).await,
+        None => std::future::pending().await,
+    }
+}
+
 fn error_line(
-    job: tidemill_protocol::JobId,
+    job: JobId,
     task: tidemill_protocol::TaskId,
     failure: &tidemill_protocol::control::TaskFailure,
 ) {

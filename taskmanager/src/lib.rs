@@ -6,12 +6,15 @@
 //!
 //! Nouns: a [`TaskManagerHandle`]; inside, a *task* (a thread with one instance), a *link* (to the leader), the *exchange*.
 
+mod draining;
 mod driver;
 mod exchange;
+mod leaders;
 mod link;
 mod logs;
 mod modules;
 mod perform;
+mod registry;
 mod task;
 
 use std::net::SocketAddr;
@@ -30,10 +33,9 @@ use tidemill_transport::{
 };
 use tokio::runtime::Handle;
 use tokio::sync::{mpsc, watch};
-use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
 
-use driver::Driver;
+use driver::{Driver, State, Wanted};
 use exchange::{Incoming, OnBroken};
 use link::LinkOptions;
 use logs::Logs;
@@ -71,6 +73,9 @@ pub enum StartError {
     /// The data address cannot be bound.
     #[error("cannot listen on taskmanager.data_address")]
     Bind(#[source] BindError),
+    /// The registry's options cannot be right.
+    #[error("cannot open the registry in ZooKeeper")]
+    Registry(#[source] tidemill_coordination::OpenError),
     /// The Wasm engine refuses its configuration on this machine.
     #[error("cannot start the Wasm engine")]
     Engine(#[source] EngineError),
@@ -83,7 +88,7 @@ pub enum StartError {
 pub struct TaskManagerHandle {
     id: TaskManagerId,
     data_address: SocketAddr,
-    stop: CancellationToken,
+    wanted: watch::Sender<Wanted>,
     stopped: watch::Receiver<bool>,
     runtime: Option<tokio::runtime::Runtime>,
 }
@@ -110,9 +115,23 @@ impl TaskManagerHandle {
         self.data_address
     }
 
-    /// Asks it to stop: its tasks end at once and are run elsewhere.
+    /// Asks it to leave: its tasks are moved elsewhere first, for which it waits no longer than
+    /// `taskmanager.drain_timeout_ms`. [`TaskManagerHandle::stopped`] says when it has.
     pub fn shutdown(&self) {
-        self.stop.cancel();
+        self.want(Wanted::Drain);
+    }
+
+    /// Stops it without waiting for anything: its tasks end, and are run elsewhere from their last checkpoint.
+    pub fn stop(&self) {
+        self.want(Wanted::Stop);
+    }
+
+    fn want(&self, wanted: Wanted) {
+        self.wanted.send_if_modified(|held| {
+            let more = wanted > *held;
+            *held = wanted.max(*held);
+            more
+        });
     }
 
     /// Waits until it has stopped.
@@ -124,7 +143,7 @@ impl TaskManagerHandle {
 
 impl Drop for TaskManagerHandle {
     fn drop(&mut self) {
-        self.stop.cancel();
+        self.stop();
         if let Some(runtime) = self.runtime.take() {
             runtime.shutdown_background();
         }
@@ -162,11 +181,11 @@ pub async fn start(
         .build()
         .map_err(StartError::Runtime)?;
     let config = config.clone();
-    let stop = CancellationToken::new();
+    let (wanted, asked) = watch::channel(Wanted::Run);
     let (running, stopped) = watch::channel(false);
     let built = {
-        let (handle, stop) = (runtime.handle().clone(), stop.clone());
-        runtime.spawn(async move { build(&config, &credentials, handle, stop).await })
+        let handle = runtime.handle().clone();
+        runtime.spawn(async move { build(&config, &credentials, handle, asked).await })
     };
     let (driver, id, data_address) = match built.await {
         Ok(Ok(built)) => built,
@@ -188,7 +207,7 @@ pub async fn start(
     Ok(TaskManagerHandle {
         id,
         data_address,
-        stop,
+        wanted,
         stopped,
         runtime: Some(runtime),
     })
@@ -241,7 +260,7 @@ async fn build(
     config: &Config,
     credentials: &Credentials,
     runtime: Handle,
-    stop: CancellationToken,
+    wanted: watch::Receiver<Wanted>,
 ) -> Result<(Driver, TaskManagerId, SocketAddr), StartError> {
     let options = &config.taskmanager;
     let endpoint = Endpoint::bind(options.data_address, credentials, transport_options(config));
@@ -249,7 +268,14 @@ async fn build(
     let data_address = endpoint.local_address();
     let plane = DataPlane::new(endpoint.clone());
     let (events, tasks) = mpsc::unbounded_channel();
-    let resources = resources(config, &endpoint, &plane, events, runtime.clone())?;
+    let (leader, known_leader) = watch::channel(None);
+    let resources = resources(
+        config,
+        (&endpoint, &plane),
+        known_leader,
+        events,
+        runtime.clone(),
+    )?;
     runtime.spawn(accept_connections(endpoint.clone(), plane.clone()));
     runtime.spawn(accept_channels(plane.clone(), resources.incoming.clone()));
 
@@ -266,20 +292,24 @@ async fn build(
     };
     let (link_events, link) = mpsc::channel(LINK_EVENTS_MAX);
     let link_options = LinkOptions {
-        jobmanagers: options.jobmanagers.clone(),
         reconnect_max: Duration::from_millis(options.reconnect_max_ms),
     };
-    runtime.spawn(link::run(endpoint, link_options, link_events));
+    let announced = registry::announce(config, &registration);
+    let (leaders, announcement) = announced.map_err(StartError::Registry)?;
+    runtime.spawn(link::run(endpoint, leaders, link_options, link_events));
     let (worker, performer) = (Worker::default(), Performer::new(resources));
     let driver = Driver {
         worker,
         performer,
-        leader: None,
+        leader,
         registration,
         link,
         tasks,
         plane,
-        stop,
+        wanted,
+        drain_timeout: Duration::from_millis(options.drain_timeout_ms),
+        announcement,
+        state: State::default(),
     };
     Ok((driver, id, data_address))
 }
@@ -287,8 +317,8 @@ async fn build(
 /// What tasks are made with.
 fn resources(
     config: &Config,
-    endpoint: &Endpoint,
-    plane: &DataPlane,
+    (endpoint, plane): (&Endpoint, &DataPlane),
+    leader: watch::Receiver<Option<SocketAddr>>,
     events: mpsc::UnboundedSender<TaskEvent>,
     runtime: Handle,
 ) -> Result<Resources, StartError> {
@@ -310,6 +340,7 @@ fn resources(
         endpoint.clone(),
         cache_dir,
         config.jobmanager.module_bytes_max,
+        leader,
     );
     let broken = events.clone();
     let on_broken: OnBroken = Arc::new(move |header, peer, error| {

@@ -1,16 +1,24 @@
 //! Compiled modules: each is fetched from the leader once, checked against its hash, compiled through the cache on disk,
-//! and shared by every task that runs it. It never runs one.
+//! and shared by every task that runs it. A leader that dies meanwhile is followed by the next, which has it as well. It
+//! never runs one.
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
+use bytes::Bytes;
 use tidemill_protocol::ModuleHash;
 use tidemill_runtime::{Engine, Module};
-use tidemill_transport::{Endpoint, FetchLimits, fetch_blob};
-use tokio::sync::OnceCell;
+use tidemill_transport::{Endpoint, FetchError, FetchLimits, fetch_blob};
+use tokio::sync::{OnceCell, watch};
+use tracing::info;
 
 use crate::error_chain;
+
+/// A leader that cannot be asked may be about to be found dead: how long that may take.
+const LOSS_NOTICED_IN: Duration = Duration::from_secs(5);
 
 /// Every module this TaskManager has been asked for.
 pub(crate) struct Modules {
@@ -18,6 +26,8 @@ pub(crate) struct Modules {
     endpoint: Endpoint,
     cache_dir: PathBuf,
     module_bytes_max: u64,
+    /// Where the leader is; `None` while there is none.
+    leader: watch::Receiver<Option<SocketAddr>>,
     modules: Mutex<HashMap<ModuleHash, Arc<OnceCell<Module>>>>,
 }
 
@@ -28,8 +38,10 @@ pub(crate) enum ModuleUnavailable {
     Fetch(ModuleHash, String),
     #[error("module {0} could not be compiled: {1}")]
     Compile(ModuleHash, String),
-    #[error("module {0} is needed, but no leader is connected to fetch it from")]
-    NoLeader(ModuleHash),
+    #[error(
+        "module {0} is needed, but this TaskManager stops and looks for no leader to fetch it from"
+    )]
+    Stopping(ModuleHash),
 }
 
 impl Modules {
@@ -38,47 +50,33 @@ impl Modules {
         endpoint: Endpoint,
         cache_dir: PathBuf,
         module_bytes_max: u64,
+        leader: watch::Receiver<Option<SocketAddr>>,
     ) -> Self {
         Self {
             engine,
             endpoint,
             cache_dir,
             module_bytes_max,
+            leader,
             modules: Mutex::default(),
         }
     }
 
-    /// The compiled module, fetched from `leader` when it is not here. Concurrent calls for one module share the work.
+    /// The compiled module, fetched from the leader when it is not here; without a leader this waits for one. Concurrent
+    /// calls for one module share the work.
     ///
     /// # Errors
     /// When it cannot be fetched or compiled. The next call tries again.
-    pub(crate) async fn get(
-        &self,
-        hash: ModuleHash,
-        leader: Option<std::net::SocketAddr>,
-    ) -> Result<Module, ModuleUnavailable> {
+    pub(crate) async fn get(&self, hash: ModuleHash) -> Result<Module, ModuleUnavailable> {
         let cell = {
             let mut modules = self.modules.lock().unwrap_or_else(PoisonError::into_inner);
             Arc::clone(modules.entry(hash).or_default())
         };
-        cell.get_or_try_init(|| self.make(hash, leader))
-            .await
-            .cloned()
+        cell.get_or_try_init(|| self.make(hash)).await.cloned()
     }
 
-    async fn make(
-        &self,
-        hash: ModuleHash,
-        leader: Option<std::net::SocketAddr>,
-    ) -> Result<Module, ModuleUnavailable> {
-        let leader = leader.ok_or(ModuleUnavailable::NoLeader(hash))?;
-        let limits = FetchLimits {
-            len_max_bytes: self.module_bytes_max,
-            ..FetchLimits::default()
-        };
-        let bytes = fetch_blob(&self.endpoint, leader, hash, &mut Vec::new(), &limits)
-            .await
-            .map_err(|error| ModuleUnavailable::Fetch(hash, error_chain(&error)))?;
+    async fn make(&self, hash: ModuleHash) -> Result<Module, ModuleUnavailable> {
+        let bytes = self.fetch(hash).await?;
         let (engine, cache_dir) = (self.engine.clone(), self.cache_dir.clone());
         let compiled =
             tokio::task::spawn_blocking(move || engine.compile(&bytes, Some(&cache_dir))).await;
@@ -88,4 +86,44 @@ impl Modules {
             Err(panic) => Err(ModuleUnavailable::Compile(hash, panic.to_string())),
         }
     }
+
+    /// The module's bytes, from whoever leads: a leader that is lost meanwhile is given up for the next one.
+    async fn fetch(&self, hash: ModuleHash) -> Result<Bytes, ModuleUnavailable> {
+        let mut leader = self.leader.clone();
+        let limits = FetchLimits {
+            len_max_bytes: self.module_bytes_max,
+            ..FetchLimits::default()
+        };
+        // What one leader sent is a part of what the next one will send: the hash says so.
+        let mut received = Vec::new();
+        loop {
+            let known = leader.wait_for(Option::is_some).await.map(|known| *known);
+            let Ok(Some(address)) = known else {
+                return Err(ModuleUnavailable::Stopping(hash));
+            };
+            let fetching = fetch_blob(&self.endpoint, address, hash, &mut received, &limits);
+            let error = tokio::select! {
+                fetched = fetching => match fetched {
+                    Ok(bytes) => return Ok(bytes),
+                    Err(error) => error,
+                },
+                _ = left(leader.clone(), address) => continue,
+            };
+            let is_final = matches!(
+                error,
+                FetchError::Missing { .. } | FetchError::TooLong { .. }
+            );
+            let noticed = tokio::time::timeout(LOSS_NOTICED_IN, left(leader.clone(), address));
+            if is_final || noticed.await.is_err() {
+                return Err(ModuleUnavailable::Fetch(hash, error_chain(&error)));
+            }
+            info!(module = %hash, %address, "the leader was lost while a module was fetched; the next one is asked");
+        }
+    }
+}
+
+/// Resolves when the leader is not at this address any more.
+async fn left(mut leader: watch::Receiver<Option<SocketAddr>>, address: SocketAddr) {
+    // An error means that nobody looks for leaders any more, and the caller finds that out as well.
+    let _ = leader.wait_for(|known| *known != Some(address)).await;
 }

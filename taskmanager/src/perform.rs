@@ -2,7 +2,6 @@
 //! tasks that they act on. Nothing is decided here.
 
 use std::collections::HashMap;
-use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Instant;
 
@@ -12,7 +11,7 @@ use tidemill_protocol::control::{
 };
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::split::SplitRequest;
-use tidemill_protocol::{CheckpointId, JobId, StageKind, TaskId};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, StageKind, TaskId};
 use tidemill_runtime::InstanceLimits;
 use tidemill_storage::Store;
 use tidemill_transport::{DataPlane, Endpoint};
@@ -96,12 +95,12 @@ impl Performer {
         }
     }
 
-    /// Runs the tasks of a deployment, fetching what they need from the leader at `leader`.
-    pub(crate) fn start(&mut self, deployment: Deployment, leader: Option<SocketAddr>) {
+    /// Runs the tasks of a deployment.
+    pub(crate) fn start(&mut self, deployment: Deployment) {
         let deployment = Arc::new(deployment);
         let tasks: Vec<TaskId> = deployment.tasks.iter().map(|task| task.task).collect();
         info!(job = %deployment.job, attempt = %deployment.attempt, tasks = tasks.len(), "deploying");
-        if let Err(reason) = self.try_start(&deployment, leader) {
+        if let Err(reason) = self.try_start(&deployment) {
             for task in tasks {
                 let execution = Execution {
                     job: deployment.job,
@@ -116,11 +115,7 @@ impl Performer {
         }
     }
 
-    fn try_start(
-        &mut self,
-        deployment: &Arc<Deployment>,
-        leader: Option<SocketAddr>,
-    ) -> Result<(), TaskFailure> {
+    fn try_start(&mut self, deployment: &Arc<Deployment>) -> Result<(), TaskFailure> {
         let Wiring {
             mut wires,
             remote,
@@ -157,7 +152,6 @@ impl Performer {
                 deployment,
                 task.task,
                 task.image.clone(),
-                leader,
                 stop,
                 when_prepared,
             );
@@ -196,7 +190,6 @@ impl Performer {
         deployment: &Arc<Deployment>,
         task: TaskId,
         image: Option<ObjectRef>,
-        leader: Option<SocketAddr>,
         stop: CancellationToken,
         done: oneshot::Sender<Result<Prepared, TaskState>>,
     ) {
@@ -207,7 +200,7 @@ impl Performer {
         let deployment = Arc::clone(deployment);
         self.resources.runtime.spawn(async move {
             let prepared = tokio::select! {
-                prepared = prepare_task(&modules, &store, &deployment, task, image, leader) => prepared,
+                prepared = prepare_task(&modules, &store, &deployment, task, image) => prepared,
                 () = stop.cancelled() => return,
             };
             // A task that was stopped meanwhile does not listen.
@@ -254,6 +247,22 @@ impl Performer {
         }
     }
 
+    /// A leader has been met: checkpoints of those before it are over, whatever barriers of them are still on their way.
+    pub(crate) fn leader_met(&self, epoch: Epoch) {
+        let before_all_of_its_own = CheckpointId::new(epoch, 0);
+        for entry in self.tasks.values() {
+            let over = TaskCommand::Checkpoint(before_all_of_its_own, CheckpointWord::Abort);
+            entry.handle.tell(over);
+        }
+    }
+
+    /// The leader is lost, and with it the checkpoint that is under way.
+    pub(crate) fn leader_lost(&self) {
+        for entry in self.tasks.values() {
+            entry.handle.tell(TaskCommand::LeaderLost);
+        }
+    }
+
     /// Brings a request for splits to its enumerator, here or elsewhere.
     pub(crate) fn split_wanted(&self, request: SplitRequest) {
         if self.hint(request) {
@@ -293,6 +302,12 @@ impl Performer {
         here.is_some()
     }
 
+    /// Whether a task of this attempt runs here.
+    pub(crate) fn runs(&self, job: JobId, attempt: AttemptId) -> bool {
+        let of = |entry: &Entry| (entry.execution.job, entry.execution.attempt) == (job, attempt);
+        self.tasks.values().any(of)
+    }
+
     /// What every task has done so far.
     pub(crate) fn report(&self) -> Report {
         Report {
@@ -317,7 +332,6 @@ async fn prepare_task(
     deployment: &Deployment,
     task: TaskId,
     image: Option<ObjectRef>,
-    leader: Option<SocketAddr>,
 ) -> Result<Prepared, TaskState> {
     let unavailable = |error: &dyn std::error::Error| {
         TaskState::Failed(failure(Blame::Cluster, error_chain(error)))
@@ -325,7 +339,7 @@ async fn prepare_task(
     let began = Instant::now();
     let stage = deployment.graph.stage(task);
     let module = if stage.is_some_and(|stage| matches!(stage.kind, StageKind::Wasm { .. })) {
-        let module = modules.get(deployment.module, leader).await;
+        let module = modules.get(deployment.module).await;
         Some(module.map_err(|error| unavailable(&error))?)
     } else {
         None

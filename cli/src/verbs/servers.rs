@@ -48,12 +48,17 @@ pub(crate) fn taskmanager(options: &Process) -> Result<(), Failure> {
         write_addresses(&config.taskmanager.data_dir, &addresses)?;
         info!(id = %handle.id(), data = %handle.data_address(), "listening");
         tokio::select! {
-            signal = signals.next() => info!(signal, "stopping; the tasks are run elsewhere"),
+            signal = signals.next() => {
+                info!(signal, "leaving once the tasks have moved; a second signal stops at once");
+            }
             () = handle.stopped() => return Err(ended_by_itself("TaskManager")),
         }
         handle.shutdown();
         tokio::select! {
-            _ = signals.next() => Err(stopped_at_once()),
+            _ = signals.next() => {
+                handle.stop();
+                Err(stopped_at_once())
+            }
             () = handle.stopped() => Ok(()),
         }
     })

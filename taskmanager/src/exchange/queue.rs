@@ -1,7 +1,8 @@
 //! The bounded frame queue: one producer, one consumer, each either a task's thread or an asynchronous pump.
 //!
 //! A push is never refused: a guest's call may overshoot the bound, and whoever pushes asks [`Producer::has_room`]
-//! before it causes more. Nothing here blocks, and nothing is dropped unless the consumer is gone.
+//! before it causes more. Nothing here blocks, and nothing is dropped unless the consumer is gone. Then there is never
+//! room again: a task whose channel is broken waits to be stopped and does not work for nobody.
 
 use std::collections::VecDeque;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -82,7 +83,7 @@ impl Producer {
         }
     }
 
-    /// Whether the queued frames weigh less than the bound.
+    /// Whether the queued frames weigh less than the bound; never, once the consumer is gone.
     pub(crate) fn has_room(&self) -> bool {
         self.0.bytes.load(Ordering::Acquire) < self.0.bytes_max
     }
@@ -183,7 +184,7 @@ impl Drop for Consumer {
             let mut state = self.0.lock();
             state.consumer_gone = true;
             state.frames.clear();
-            self.0.bytes.store(0, Ordering::Release);
+            self.0.bytes.store(usize::MAX, Ordering::Release);
             self.0.len.store(0, Ordering::Release);
             state.producer.take()
         };

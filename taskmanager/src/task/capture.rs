@@ -1,8 +1,8 @@
 //! The way of a capture from the task's thread to the store: the upload runs elsewhere, and its outcome is told to the
-//! leader. One upload per task is in flight; a capture that comes sooner is declined.
+//! leader. One upload per task is in flight; a capture that comes sooner takes its place, since a checkpoint begins only
+//! when the one before is over: what has not been acknowledged by then never counts.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use tidemill_protocol::CheckpointId;
@@ -32,7 +32,13 @@ pub(crate) struct Capturing {
     runtime: Handle,
     events: UnboundedSender<TaskEvent>,
     stop: CancellationToken,
-    in_flight: Arc<AtomicBool>,
+    upload: Option<Upload>,
+}
+
+/// The upload that was begun last; it may have ended.
+struct Upload {
+    checkpoint: CheckpointId,
+    abandon: CancellationToken,
 }
 
 impl Capturing {
@@ -49,18 +55,13 @@ impl Capturing {
             runtime,
             events,
             stop,
-            in_flight: Arc::default(),
+            upload: None,
         }
     }
 
     fn send(&self, event: TaskEvent) {
         // The driver outlives every task; when it is gone the process ends.
         let _ = self.events.send(event);
-    }
-
-    /// Whether no upload is under way.
-    pub(crate) fn is_free(&self) -> bool {
-        !self.in_flight.load(Ordering::Acquire)
     }
 
     /// The task has changed state.
@@ -88,21 +89,40 @@ impl Capturing {
         });
     }
 
-    /// Stores a capture in the background and acknowledges it, or declines.
-    pub(crate) fn upload(&self, captured: Captured) {
-        self.in_flight.store(true, Ordering::Release);
+    /// Stores a capture in the background and acknowledges it, or declines. An earlier one that is still under way is
+    /// abandoned.
+    pub(crate) fn upload(&mut self, captured: Captured) {
+        self.abandon(captured.checkpoint);
         let (execution, store, events) = (self.execution, self.store.clone(), self.events.clone());
-        let (stop, in_flight) = (self.stop.clone(), Arc::clone(&self.in_flight));
+        let abandon = self.stop.child_token();
+        self.upload = Some(Upload {
+            checkpoint: captured.checkpoint,
+            abandon: abandon.clone(),
+        });
         self.runtime.spawn(async move {
             let event = tokio::select! {
-                event = store_image(&store, execution, captured) => Some(event),
-                () = stop.cancelled() => None,
+                // Once abandoned it says nothing, even if it has just ended.
+                biased;
+                () = abandon.cancelled() => return,
+                event = store_image(&store, execution, captured) => event,
             };
-            in_flight.store(false, Ordering::Release);
-            if let Some(event) = event {
-                let _ = events.send(event);
-            }
+            // The driver outlives every task; when it is gone the process ends.
+            let _ = events.send(event);
         });
+    }
+
+    /// Ends an upload for this checkpoint or a lesser one; it is not acknowledged.
+    pub(crate) fn abandon(&mut self, up_to: CheckpointId) {
+        if let Some(upload) = self.upload.take_if(|upload| upload.checkpoint <= up_to) {
+            upload.abandon.cancel();
+        }
+    }
+
+    /// Ends whatever upload is under way.
+    pub(crate) fn abandon_all(&mut self) {
+        if let Some(upload) = self.upload.take() {
+            upload.abandon.cancel();
+        }
     }
 }
 

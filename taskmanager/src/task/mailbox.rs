@@ -17,6 +17,8 @@ pub(crate) enum TaskCommand {
     Stop,
     /// The leader's word about a checkpoint.
     Checkpoint(CheckpointId, CheckpointWord),
+    /// Nobody is left who could complete the checkpoint that is under way.
+    LeaderLost,
     /// A source task wants more splits; for enumerators.
     Split(SplitRequest),
 }

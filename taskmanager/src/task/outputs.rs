@@ -82,9 +82,9 @@ impl Outputs {
             })
     }
 
-    /// Whether every channel is below its bound.
+    /// Whether every channel is below its bound, or nothing more will be emitted.
     pub(crate) fn has_room(&mut self) -> bool {
-        self.channels().all(|channel| channel.queue.has_room())
+        self.closed || self.channels().all(|channel| channel.queue.has_room())
     }
 
     /// Who is woken when a channel has room again.

@@ -99,6 +99,7 @@ impl<B: Body> Runner<B> {
                         self.poll_at_ms = None;
                     }
                     TaskCommand::Checkpoint(checkpoint, word) => self.on_word(checkpoint, word)?,
+                    TaskCommand::LeaderLost => self.on_leader_lost()?,
                 }
             }
             self.body.outputs().wake_receivers();
@@ -337,12 +338,27 @@ impl<B: Body> Runner<B> {
         let now = self.core_time();
         let actions = match word {
             CheckpointWord::Announce => self.alignment.announced(now, checkpoint),
-            CheckpointWord::Abort => self.alignment.aborted(now, checkpoint),
+            CheckpointWord::Abort => {
+                self.capturing.abandon(checkpoint);
+                self.alignment.aborted(now, checkpoint)
+            }
             CheckpointWord::Complete => {
                 self.body.outputs().commit(checkpoint)?;
                 self.capturing.committed(checkpoint);
                 Vec::new()
             }
+        };
+        self.on_alignment(actions)
+    }
+
+    /// Its checkpoint will not complete without a leader, and a channel that waits for the barrier of a task that was
+    /// not told of it would wait until there is another.
+    fn on_leader_lost(&mut self) -> Result<(), TaskFailure> {
+        self.capturing.abandon_all();
+        let now = self.core_time();
+        let actions = match self.alignment.aligning() {
+            Some(checkpoint) => self.alignment.aborted(now, checkpoint),
+            None => Vec::new(),
         };
         self.on_alignment(actions)
     }
@@ -355,8 +371,10 @@ impl<B: Body> Runner<B> {
                     alignment,
                 } => self.capture(checkpoint, alignment)?,
                 AlignmentAction::Cancelled { checkpoint } => {
-                    self.capturing
-                        .decline(checkpoint, "a later checkpoint's barrier came first");
+                    self.capturing.decline(
+                        checkpoint,
+                        "its alignment was given up: it was aborted, or a later barrier came first",
+                    );
                 }
             }
         }
@@ -375,13 +393,6 @@ impl<B: Body> Runner<B> {
             self.flushed_at = began;
         }
         let sinks = self.body.outputs().barrier(checkpoint)?;
-        if !self.capturing.is_free() {
-            self.capturing.decline(
-                checkpoint,
-                "the upload of an earlier capture is still under way",
-            );
-            return Ok(());
-        }
         let mut image = self.body.capture()?;
         image.host_state = codec::encode(&self.host_state(sinks));
         let finished = self.phase == Phase::Finished;
