@@ -10,14 +10,15 @@ use tidemill_core::job::{Job, Phase, Recovery, TaskStatus as CoreTaskStatus};
 use tidemill_core::leader::Leader;
 use tidemill_core::membership::Member;
 use tidemill_protocol::control::{Blame, TaskProgress};
-use tidemill_protocol::record::{JobState, RestartStrategy};
+use tidemill_protocol::record::{JobState, RestartStrategy, TaskManagerRecord};
 use tidemill_protocol::{JobId, Routing, StageKind, TaskId};
 
 use crate::handle::QueryError;
+use crate::standing::RegistryState;
 use crate::views::{
-    CheckpointStatus, CheckpointView, CheckpointsView, EdgeView, EventView, FailureView,
-    HealthView, JobDetail, JobMetricsView, JobStatus, JobSummary, MetricsView, NodeStatus,
-    NodeView, OptionsView, ProgressView, RecoveryView, StageView, TaskStatus, TaskView,
+    CheckpointStatus, CheckpointView, CheckpointsView, ClusterView, EdgeView, EventView,
+    FailureView, JobDetail, JobMetricsView, JobStatus, JobSummary, NodeStatus, NodeView,
+    OptionsView, ProgressView, RecoveryView, StageView, TaskStatus, TaskView,
 };
 
 /// Joins the machines' time to this process's clocks.
@@ -59,6 +60,11 @@ pub(crate) struct View<'a> {
     pub(crate) leader: &'a Leader,
     pub(crate) clock: &'a Clock,
     pub(crate) now: Time,
+    /// When it began to lead.
+    pub(crate) since: Time,
+    pub(crate) registry: RegistryState,
+    /// TaskManagers that have announced themselves in the registry.
+    pub(crate) announced: &'a [TaskManagerRecord],
 }
 
 fn micros(duration: Duration) -> u64 {
@@ -85,7 +91,7 @@ pub(crate) fn status(job: &Job) -> (JobStatus, String) {
     (status, format!("{status:?}").to_lowercase())
 }
 
-fn message(job: &Job) -> Option<String> {
+fn message(job: &Job, registry: &RegistryState) -> Option<String> {
     if let JobState::Failed { reason } = &job.record().state {
         return Some(reason.clone());
     }
@@ -95,10 +101,19 @@ fn message(job: &Job) -> Option<String> {
             "waits for slots: {needed} are needed and {free} are free; start a TaskManager"
         ));
     }
-    let failure = job
+    if let Some(failure) = job
         .last_failure()
-        .filter(|_| job.phase() == Phase::Restarting);
-    failure.map(|failure| failure.failure.message.clone())
+        .filter(|_| job.phase() == Phase::Restarting)
+    {
+        return Some(failure.failure.message.clone());
+    }
+    let waits = !registry.is_connected() && job.checkpoints().is_publication_pending();
+    waits.then(|| {
+        let away = registry.since.elapsed().as_secs();
+        format!(
+            "its tasks go on, and its checkpoint waits to be published: ZooKeeper has not been reachable from the leader for {away} s"
+        )
+    })
 }
 
 impl View<'_> {
@@ -136,7 +151,7 @@ impl View<'_> {
             id: record.id.to_string(),
             name: record.name.clone(),
             status: status(job).0,
-            message: message(job),
+            message: message(job, &self.registry),
             submitted_at_ms: record.submitted_at_ms,
             ended_at_ms: job.ended_at().map(|at| self.clock.wall_ms(at)),
             parallelism: record.options.parallelism,
@@ -276,7 +291,17 @@ impl View<'_> {
                 text: lost.reason.clone(),
             }),
         });
-        connected.chain(lost).collect()
+        let members = self.leader.membership();
+        // One that died stays announced until its session has expired.
+        let away = |record: &&TaskManagerRecord| {
+            members.member(&record.id).is_none()
+                && !members
+                    .lost()
+                    .iter()
+                    .any(|lost| lost.registration.incarnation == record.incarnation)
+        };
+        let announced = self.announced.iter().filter(away).map(announced);
+        connected.chain(announced).chain(lost).collect()
     }
 
     fn connected(&self, member: &Member, used: u32) -> NodeView {
@@ -301,18 +326,15 @@ impl View<'_> {
         }
     }
 
-    pub(crate) fn health(&self) -> HealthView {
+    pub(crate) fn cluster(&self) -> ClusterView {
         let (mut task_managers, mut slots, mut slots_used) = (0, 0, 0);
         for (member, used) in self.leader.slots() {
             task_managers += 1;
             slots += member.registration.slots;
             slots_used += used;
         }
-        HealthView {
-            leading: true,
-            epoch: self.leader.epoch().0,
-            version: env!("CARGO_PKG_VERSION").to_owned(),
-            leading_for_ms: self.now.as_micros() / 1000,
+        ClusterView {
+            leading_for_ms: micros(self.now.since(self.since)) / 1000,
             task_managers,
             slots,
             slots_free: slots - slots_used,
@@ -324,7 +346,7 @@ impl View<'_> {
         }
     }
 
-    pub(crate) fn metrics(&self) -> MetricsView {
+    pub(crate) fn job_metrics(&self) -> Vec<JobMetricsView> {
         let job = |job: &Job| {
             let history = job.checkpoints().history();
             let completed = history
@@ -343,11 +365,23 @@ impl View<'_> {
                     .map(|last| self.recovery(last)),
             }
         };
-        MetricsView {
-            health: self.health(),
-            nodes: self.nodes(),
-            jobs: self.leader.jobs().map(job).collect(),
-        }
+        self.leader.jobs().map(job).collect()
+    }
+}
+
+/// A TaskManager that the registry knows and the leader does not.
+fn announced(record: &TaskManagerRecord) -> NodeView {
+    NodeView {
+        id: record.id.to_string(),
+        incarnation: record.incarnation.to_string(),
+        status: NodeStatus::Announced,
+        data_address: record.data_address.clone(),
+        slots: record.slots,
+        slots_free: 0,
+        tasks: 0,
+        version: String::new(),
+        registered_at_ms: 0,
+        lost: None,
     }
 }
 

@@ -1,324 +1,413 @@
-//! Facts in: one `select!` over everything that happens to a leading JobManager. What follows from a fact is decided by
-//! [`Leader`] and carried out by [`Performer`].
+//! Facts in: one `select!` over everything that happens to a JobManager, whatever its role. What follows from a fact is
+//! decided by [`Leadership`] and, while it leads, by the [`Leader`](tidemill_core::leader::Leader) of its [`Reign`].
 
-use std::collections::BTreeSet;
-use std::path::PathBuf;
-use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use tidemill_config::Config;
+use tidemill_coordination::{Connection, KnownLeader};
 use tidemill_core::Time;
-use tidemill_core::leader::{Event, Leader};
-use tidemill_core::membership::HowLost;
-use tidemill_core::scheduler::slots_needed;
-use tidemill_protocol::control::ToLeader;
-use tidemill_protocol::record::JobRecord;
-use tidemill_protocol::{ExecutionGraph, JobId};
-use tidemill_runtime::Engine;
-use tokio::sync::mpsc;
+use tidemill_core::leadership::{Action, Event, Leadership, Phase, Reach};
+use tidemill_protocol::Epoch;
+use tidemill_protocol::record::{JobManagerRecord, TaskManagerRecord};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio_util::sync::CancellationToken;
+use tracing::{debug, info, warn};
 
-use crate::answers::{self, Clock};
 use crate::error_chain;
-use crate::handle::{CancelError, QueryError, Reply, Request, SubmitError, SubmitOptions};
-use crate::log_requests::LogRequests;
-use crate::perform::{Hands, Performer};
-use crate::sessions::SessionEvent;
-use crate::submission;
-use crate::views::SubmittedView;
+use crate::handle::{Request, SubmitError};
+use crate::reign::{Done, Reign};
+use crate::roles::{Fact, Process, Roles};
+use crate::sessions::{Answer, SessionEvent};
+use crate::standing::{self, Standing};
+use crate::start::StartError;
+use crate::views::{MetricsView, Role};
 
-/// A submission whose module and graph are stored.
-pub(crate) struct Submission {
-    record: JobRecord,
-    graph: ExecutionGraph,
-    output_directories: BTreeSet<PathBuf>,
-    warnings: Vec<String>,
-    reply: Reply<Result<SubmittedView, SubmitError>>,
-}
+/// TaskManagers that may wait until a take-over is done; more are refused, and come again.
+const REGISTERING_MAX: usize = 4096;
 
-/// Everything a leading JobManager is.
-pub(crate) struct Driver {
-    pub(crate) leader: Leader,
-    pub(crate) performer: Performer,
-    pub(crate) hands: Hands,
-    pub(crate) clock: Clock,
-    pub(crate) config: Arc<Config>,
-    pub(crate) engine: Engine,
-    pub(crate) log_requests: LogRequests,
+/// What the driver listens to.
+pub(crate) struct Inputs {
     pub(crate) requests: mpsc::Receiver<Request>,
     pub(crate) sessions: mpsc::Receiver<SessionEvent>,
-    /// What came of actions.
-    pub(crate) events: mpsc::UnboundedReceiver<Event>,
-    pub(crate) submissions: mpsc::Receiver<Submission>,
-    pub(crate) submissions_in: mpsc::Sender<Submission>,
+    pub(crate) facts: mpsc::UnboundedReceiver<Fact>,
     pub(crate) stop: CancellationToken,
 }
 
+/// A JobManager.
+pub(crate) struct Driver {
+    process: Process,
+    leadership: Leadership,
+    roles: Roles,
+    reign: Option<Reign>,
+    /// TaskManagers that registered while this JobManager was taking over.
+    registering: Vec<SessionEvent>,
+    reach: Reach,
+    registry: RegistryWatch,
+    standing: watch::Sender<Standing>,
+    inputs: Inputs,
+    /// Whoever waits for the first reign, and does not want another try when it cannot begin.
+    started: Option<oneshot::Sender<Result<(), StartError>>>,
+}
+
+/// What the registry tells by itself.
+struct RegistryWatch {
+    leader: watch::Receiver<Option<KnownLeader>>,
+    job_managers: watch::Receiver<Vec<JobManagerRecord>>,
+    task_managers: watch::Receiver<Vec<TaskManagerRecord>>,
+    connection: watch::Receiver<Connection>,
+}
+
+impl RegistryWatch {
+    /// Waits until anything is told. May be dropped and called again.
+    async fn changed(&mut self) {
+        let told = tokio::select! {
+            told = self.leader.changed() => told,
+            told = self.job_managers.changed() => told,
+            told = self.task_managers.changed() => told,
+            told = self.connection.changed() => told,
+        };
+        if told.is_err() {
+            // Nothing will ever be told again.
+            std::future::pending::<()>().await;
+        }
+    }
+}
+
 impl Driver {
-    /// Runs until stopped.
+    pub(crate) fn new(
+        process: Process,
+        roles: Roles,
+        standing: watch::Sender<Standing>,
+        inputs: Inputs,
+        started: Option<oneshot::Sender<Result<(), StartError>>>,
+    ) -> Self {
+        let reach_grace = Duration::from_millis(process.config.cluster.heartbeat_timeout_ms);
+        let registry = RegistryWatch {
+            leader: process.registry.leader(),
+            job_managers: process.registry.job_managers(),
+            task_managers: process.registry.task_managers(),
+            connection: process.registry.connection(),
+        };
+        Self {
+            process,
+            leadership: Leadership::new(reach_grace),
+            roles,
+            reign: None,
+            registering: Vec::new(),
+            reach: Reach::default(),
+            registry,
+            standing,
+            inputs,
+            started,
+        }
+    }
+
+    /// Runs until stopped, or until a start has failed.
     pub(crate) async fn run(mut self) {
-        let stop = self.stop.clone();
+        let stop = self.inputs.stop.clone();
+        let mut stopping = false;
+        self.on_registry();
         loop {
-            while let Some(action) = self.leader.poll_action() {
-                self.performer.perform(action);
+            if self.act() {
+                return;
             }
-            let leader_timeout = self.leader.poll_timeout().map(|at| self.clock.instant(at));
-            let timeout = [leader_timeout, self.log_requests.next_timeout()]
-                .into_iter()
-                .flatten()
-                .min();
+            let leadership = self.leadership.poll_timeout();
+            let leadership = leadership.map(|at| self.process.clock.instant(at));
+            let reign = self.reign.as_ref().and_then(Reign::next_timeout);
+            let timeout = [leadership, reign].into_iter().flatten().min();
             tokio::select! {
-                Some(event) = self.sessions.recv() => self.on_session(event),
-                Some(event) = self.events.recv() => self.tell(event),
-                Some(submission) = self.submissions.recv() => self.on_submission(submission),
-                Some(request) = self.requests.recv() => self.on_request(request),
+                Some(event) = self.inputs.sessions.recv() => self.on_session(event),
+                Some(fact) = self.inputs.facts.recv() => if self.on_fact(fact) { return },
+                done = next_done(&mut self.reign) => self.on_done(done),
+                Some(request) = self.inputs.requests.recv() => self.on_request(request),
+                () = self.registry.changed() => self.on_registry(),
                 () = at(timeout) => self.on_timeout(),
-                () = stop.cancelled() => return,
+                () = stop.cancelled(), if !stopping => {
+                    stopping = true;
+                    self.tell(Event::StopRequested);
+                }
             }
         }
     }
 
+    /// Carries out what was decided: first what concerns the role, then, while that allows it, what the leader wants.
+    /// Says whether the process may end.
+    fn act(&mut self) -> bool {
+        let now = self.now();
+        // A process that was stopped for a while finds out here, before it does anything else.
+        if self.leadership.poll_timeout().is_some_and(|due| due <= now) {
+            self.leadership.handle_timeout(now);
+        }
+        while let Some(action) = self.leadership.poll_action() {
+            match action {
+                Action::Stand => self.roles.stand(),
+                Action::TakeOver { epoch } => self.roles.take_over(epoch),
+                Action::Lead { epoch } => self.lead(epoch),
+                Action::Confirm { epoch } => self.roles.confirm(epoch),
+                Action::StepDown { epoch, reason } => {
+                    let reign = self.reign.take();
+                    self.registering.clear();
+                    self.roles.step_down(epoch, &reason, reign);
+                }
+                Action::Resign { epoch } => self.roles.resign(epoch),
+                Action::Stopped => return true,
+            }
+        }
+        self.show_role();
+        while self.may_lead() && self.reign.as_mut().is_some_and(Reign::perform_next) {}
+        false
+    }
+
     fn now(&self) -> Time {
-        self.clock.time(Instant::now())
+        self.process.clock.time(Instant::now())
+    }
+
+    fn may_lead(&self) -> bool {
+        self.leadership.may_lead(self.now())
     }
 
     fn tell(&mut self, event: Event) {
-        self.leader.handle(self.now(), event);
+        self.leadership.handle(self.now(), event);
+    }
+
+    fn lead(&mut self, epoch: Epoch) {
+        self.reign = self.roles.lead(epoch);
+        if let Some(started) = self.started.take() {
+            // Whoever started it and has gone does not want to know.
+            let _ = started.send(Ok(()));
+        }
+        self.show_role();
+        for event in std::mem::take(&mut self.registering) {
+            self.on_session(event);
+        }
+        self.look_around();
+    }
+
+    /// Says whether the process may end, since it could not even start.
+    fn on_fact(&mut self, fact: Fact) -> bool {
+        match fact {
+            Fact::Elected(leading) => {
+                let event = Event::Elected {
+                    epoch: leading.epoch(),
+                    confirmed_at: self.process.clock.time(leading.confirmed_at()),
+                    session_timeout: self.process.registry.session_timeout(),
+                };
+                self.roles.hold(leading);
+                self.tell(event);
+            }
+            Fact::NotElected(error) => {
+                let reason = error_chain(&error);
+                if self.fail_start(StartError::Lead(error)) {
+                    return true;
+                }
+                warn!("cannot stand for election: {reason}");
+                self.tell(Event::StandFailed { reason });
+            }
+            Fact::Loaded { epoch, loaded } => {
+                self.roles.keep(loaded);
+                self.tell(Event::TakenOver { epoch });
+            }
+            Fact::NotLoaded { epoch, error } => {
+                let reason = error_chain(&error);
+                if self.fail_start(error.into()) {
+                    return true;
+                }
+                self.tell(Event::TakeOverFailed { epoch, reason });
+            }
+            Fact::Confirmed { epoch, sent_at } => {
+                self.roles.confirmed(sent_at);
+                let sent_at = self.process.clock.time(sent_at);
+                self.tell(Event::Confirmed { epoch, sent_at });
+            }
+            Fact::NotConfirmed { epoch, reason } => {
+                debug!(%epoch, "the leadership is not confirmed: {reason}");
+                self.tell(Event::ConfirmFailed { epoch });
+            }
+            Fact::Fenced { epoch } => self.tell(Event::Fenced { epoch }),
+            Fact::Lost { epoch } => {
+                self.roles.close_connections();
+                self.tell(Event::Lost { epoch });
+            }
+            Fact::Resigned { epoch } => {
+                info!(%epoch, "resigned");
+                self.roles.close_connections();
+                self.tell(Event::Resigned { epoch });
+            }
+            Fact::NotResigned { epoch, reason } => {
+                info!(%epoch, "the resignation is not confirmed: {reason}");
+                self.roles.close_connections();
+                self.tell(Event::ResignFailed { epoch });
+            }
+        }
+        false
+    }
+
+    /// Tells whoever waits for the first reign that there will be none; says whether anybody waits.
+    fn fail_start(&mut self, error: StartError) -> bool {
+        let started = self.started.take();
+        started.is_some_and(|started| started.send(Err(error)).is_ok())
+    }
+
+    fn on_done(&mut self, done: Done) {
+        if let Some(reign) = &mut self.reign {
+            reign.on_done(done);
+        }
     }
 
     fn on_timeout(&mut self) {
-        self.log_requests.handle_timeout(Instant::now());
         let now = self.now();
-        if self.leader.poll_timeout().is_some_and(|due| due <= now) {
-            self.leader.handle_timeout(now);
+        if self.leadership.poll_timeout().is_some_and(|due| due <= now) {
+            self.leadership.handle_timeout(now);
+        }
+        if let Some(reign) = &mut self.reign {
+            reign.on_timeout();
         }
     }
 
     fn on_session(&mut self, event: SessionEvent) {
-        match event {
-            SessionEvent::Registering {
-                connection,
-                registration,
-                remote,
-                answer,
-            } => {
-                tracing::debug!(task_manager = %registration.id, %remote, "a TaskManager registers");
-                self.performer.expect_answer(connection, answer);
-                self.tell(Event::Registering {
-                    connection,
-                    registration,
-                });
-            }
-            SessionEvent::Message {
-                connection,
-                message: ToLeader::Logs { request, lines },
-            } => {
-                self.log_requests.answered(request, connection, lines);
-            }
-            SessionEvent::Message {
-                connection,
-                message,
-            } => self.tell(Event::Message {
-                connection,
-                message,
-            }),
-            SessionEvent::Disconnected { connection, reason } => {
-                self.performer.forget_connection(connection);
-                self.log_requests.gone(connection);
-                self.tell(Event::ConnectionLost {
-                    connection,
-                    how: HowLost::StreamBroken,
-                    reason,
-                });
-            }
-            SessionEvent::ProcessEnded {
-                connection,
+        if let Some(reign) = &mut self.reign {
+            reign.on_session(event);
+            return self.look_around();
+        }
+        let SessionEvent::Registering { answer, .. } = &event else {
+            // Of a reign that is over.
+            return;
+        };
+        let taking_over = matches!(self.leadership.phase(), Phase::TakingOver { .. });
+        if taking_over && self.registering.len() < REGISTERING_MAX && !answer.is_closed() {
+            return self.registering.push(event);
+        }
+        if let SessionEvent::Registering { answer, .. } = event {
+            let reason = self.standing.borrow().why_not_here();
+            // A session that has ended wants no answer.
+            let _ = answer.send(Answer::Refused {
+                // TaskManagers do not look at the epoch of a refusal.
+                epoch: Epoch(0),
                 reason,
-                at,
-            } => {
-                self.performer.forget_connection(connection);
-                self.log_requests.gone(connection);
-                let lost = Event::ConnectionLost {
-                    connection,
-                    how: HowLost::ProcessEnded,
-                    reason,
-                };
-                self.leader.handle(self.clock.time(at), lost);
-            }
-        }
-    }
-
-    /// Answers at once whatever needs no action. A reply that nobody waits for any more is dropped.
-    fn on_request(&mut self, request: Request) {
-        let view = answers::View {
-            leader: &self.leader,
-            clock: &self.clock,
-            now: self.now(),
-        };
-        match request {
-            Request::Submit {
-                wasm,
-                options,
-                reply,
-            } => self.on_submit(wasm, options, reply),
-            Request::Cancel(job, reply) => self.on_cancel(job, reply),
-            Request::Logs { job, query, reply } => match self.leader.job(job) {
-                None => drop(reply.send(Err(QueryError::UnknownJob(job)))),
-                Some(known) => {
-                    if let Some(task) = query.task.filter(|task| !known.tasks().contains_key(task))
-                    {
-                        return drop(reply.send(Err(QueryError::UnknownTask { job, task })));
-                    }
-                    self.log_requests
-                        .ask(&self.leader, &self.performer, job, &query, reply);
-                }
-            },
-            Request::Jobs(reply) => drop(reply.send(view.jobs())),
-            Request::Job(job, reply) => drop(reply.send(view.job(job))),
-            Request::Checkpoints(job, reply) => drop(reply.send(view.checkpoints(job))),
-            Request::Nodes(reply) => drop(reply.send(view.nodes())),
-            Request::Metrics(reply) => drop(reply.send(view.metrics())),
-            Request::Health(reply) => drop(reply.send(view.health())),
-        }
-    }
-
-    fn on_cancel(&mut self, job: JobId, reply: Reply<Result<(), CancelError>>) {
-        let Some(known) = self.leader.job(job) else {
-            return drop(reply.send(Err(CancelError::UnknownJob(job))));
-        };
-        if known.phase().is_terminal() {
-            let state = answers::status(known).1;
-            return drop(reply.send(Err(CancelError::Ended { job, state })));
-        }
-        self.performer.expect_cancel(job, reply);
-        self.tell(Event::CancelRequested { job });
-    }
-
-    fn on_submit(
-        &self,
-        wasm: Bytes,
-        options: SubmitOptions,
-        reply: Reply<Result<SubmittedView, SubmitError>>,
-    ) {
-        let (engine, config, hands) = (
-            self.engine.clone(),
-            Arc::clone(&self.config),
-            self.hands.clone(),
-        );
-        let (submissions, submitted_at_ms) =
-            (self.submissions_in.clone(), self.clock.wall_ms(self.now()));
-        tokio::spawn(async move {
-            let parameters = options.parameters.clone();
-            let checked = tokio::task::spawn_blocking(move || {
-                submission::check(&engine, &config, &wasm, options)
             });
-            let checked = match checked.await {
-                Ok(Ok(checked)) => checked,
-                Ok(Err(refused)) => return drop(reply.send(Err(refused))),
-                Err(panic) => {
-                    let reason = format!("the check of the submission failed: {panic}");
-                    return drop(reply.send(Err(SubmitError::Module { reason })));
-                }
-            };
-            match store(&hands, &checked, parameters, submitted_at_ms).await {
-                Err(reason) => drop(reply.send(Err(SubmitError::Storage { reason }))),
-                Ok(record) => {
-                    let submission::CheckedSubmission {
-                        execution: graph,
-                        output_directories,
-                        warnings,
-                        ..
-                    } = checked;
-                    let submission = Submission {
-                        record,
-                        graph,
-                        output_directories,
-                        warnings,
-                        reply,
-                    };
-                    // A driver that is gone drops the reply, which tells the submitter.
-                    let _ = submissions.send(submission).await;
+        }
+    }
+
+    fn on_request(&mut self, request: Request) {
+        let standing = self.standing.borrow().clone();
+        let announced = self.registry.task_managers.borrow().clone();
+        let may_lead = self.may_lead();
+        let reign = self.reign.as_mut().filter(|_| may_lead);
+        match (request, reign) {
+            (Request::Health(reply), reign) => {
+                let cluster = reign.map(|reign| reign.view(&standing, &announced).cluster());
+                drop(reply.send(standing.health(cluster)));
+            }
+            (Request::Metrics(reply), reign) => {
+                let view = reign.map(|reign| reign.view(&standing, &announced));
+                let confirmed_at = self.roles.confirmed_at().filter(|_| may_lead);
+                let metrics = MetricsView {
+                    health: standing.health(view.as_ref().map(|view| view.cluster())),
+                    confirmed_before_us: confirmed_at
+                        .map(|at| u64::try_from(at.elapsed().as_micros()).unwrap_or(u64::MAX)),
+                    take_over: self.roles.take_over_times(),
+                    nodes: view.as_ref().map(|view| view.nodes()).unwrap_or_default(),
+                    jobs: view.map(|view| view.job_metrics()).unwrap_or_default(),
+                };
+                drop(reply.send(metrics));
+            }
+            (request, Some(reign)) => reign.on_request(request, &standing, &announced),
+            (Request::Submit { reply, .. }, None) => {
+                let refused = SubmitError::Unavailable(crate::Unavailable);
+                drop(reply.send(Err(refused)));
+            }
+            (Request::Cancel(_, reply), None) => drop(reply.send(Err(crate::Unavailable.into()))),
+            // Whoever asked is told by the reply's end that nobody answers here.
+            (_, None) => {}
+        }
+    }
+
+    /// The registry told something.
+    fn on_registry(&mut self) {
+        let leader = self.registry.leader.borrow_and_update().clone();
+        let candidates = self.registry.job_managers.borrow_and_update().clone();
+        let connection = *self.registry.connection.borrow_and_update();
+        self.registry.task_managers.mark_unchanged();
+        self.standing.send_if_modified(|standing| {
+            let before = standing.clone();
+            if standing.registry.connection != connection {
+                log_connection(standing, connection);
+                standing.registry.connection = connection;
+                standing.registry.since = Instant::now();
+            }
+            if standing.leader != leader {
+                standing.leader = leader;
+                if let Some(leader) = standing.other_leader() {
+                    let (id, url) = (&leader.record.id, &leader.record.rest_url);
+                    info!(epoch = %leader.epoch, leader = %id, %url, "following");
                 }
             }
+            standing.candidates = candidates;
+            *standing != before
         });
+        self.look_around();
     }
 
-    fn on_submission(&mut self, submission: Submission) {
-        let Submission {
-            record,
-            graph,
-            output_directories,
-            warnings,
-            reply,
-        } = submission;
-        if let Some(in_use) = self.output_in_use(&output_directories) {
-            return drop(reply.send(Err(in_use)));
-        }
-        let slots_free = self
-            .leader
-            .slots()
-            .map(|(member, used)| member.registration.slots - used)
-            .sum();
-        let view = SubmittedView {
-            id: record.id.to_string(),
-            name: record.name.clone(),
-            slots_needed: slots_needed(&graph),
-            slots_free,
-            warnings,
+    /// Tells the leadership who is there and who is reached, when that has changed.
+    fn look_around(&mut self) {
+        let announced = self.registry.task_managers.borrow();
+        let me = self.process.record.incarnation;
+        let others = |record: &&JobManagerRecord| record.incarnation != me;
+        let reach = Reach {
+            task_managers_announced: announced.len(),
+            task_managers_connected: self
+                .reign
+                .as_ref()
+                .map_or(0, |reign| reign.connected(&announced)),
+            other_candidates: self
+                .standing
+                .borrow()
+                .candidates
+                .iter()
+                .filter(others)
+                .count(),
         };
-        self.performer.expect_submission(record.id, view, reply);
-        self.tell(Event::JobSubmitted { record, graph });
+        drop(announced);
+        if self.reach != reach {
+            self.reach = reach;
+            self.tell(Event::Reach(reach));
+        }
     }
 
-    /// Another job that writes where this one wants to.
-    fn output_in_use(&self, wanted: &BTreeSet<PathBuf>) -> Option<SubmitError> {
-        let running = self.leader.jobs().filter(|job| !job.phase().is_terminal());
-        let running = running.map(|job| (job.record(), job.graph()));
-        running
-            .chain(self.leader.submissions())
-            .find_map(|(record, graph)| {
-                let taken = submission::output_directories(graph);
-                let output = taken.intersection(wanted).next()?;
-                Some(SubmitError::OutputInUse {
-                    output: output.display().to_string(),
-                    other: record.id,
-                    other_name: record.name.clone(),
-                })
-            })
+    /// Shows the role to whoever asks.
+    fn show_role(&self) {
+        let (role, epoch) = (
+            standing::role(self.leadership.phase()),
+            self.leadership.epoch(),
+        );
+        self.standing.send_if_modified(|standing| {
+            let changed = (standing.role, standing.epoch) != (role, epoch);
+            if changed && role == Role::Follower {
+                info!(id = %standing.me.id, "standing by");
+            }
+            (standing.role, standing.epoch) = (role, epoch);
+            changed
+        });
     }
 }
 
-/// Stores the module and the graph, and makes the record that names them.
-async fn store(
-    hands: &Hands,
-    checked: &submission::CheckedSubmission,
-    parameters: std::collections::BTreeMap<String, String>,
-    submitted_at_ms: u64,
-) -> Result<JobRecord, String> {
-    let id = JobId(rand::random());
-    let module = hands
-        .store
-        .put_module(checked.module.clone())
-        .await
-        .map_err(|error| error_chain(&error))?;
-    let graph = hands
-        .store
-        .put_graph(id, checked.encoded_graph())
-        .await
-        .map_err(|error| error_chain(&error))?;
-    Ok(JobRecord {
-        id,
-        name: checked.name.clone(),
-        module,
-        graph,
-        graph_hash: tidemill_abi::graph_hash(&checked.graph),
-        parameters,
-        options: checked.options.clone(),
-        submitted_at_ms,
-        state: tidemill_protocol::record::JobState::Active,
-        restarts: 0,
-    })
+fn log_connection(before: &Standing, now: Connection) {
+    let seconds = before.registry.since.elapsed().as_secs_f64();
+    match now {
+        Connection::Connected => info!("the registry is in reach again after {seconds:.1} s"),
+        Connection::Connecting => warn!(
+            "there is no session with the registry: submissions and checkpoints wait, tasks go on"
+        ),
+        Connection::Suspended => {
+            warn!("the registry does not answer: submissions and checkpoints wait, tasks go on")
+        }
+    }
+}
+
+async fn next_done(reign: &mut Option<Reign>) -> Done {
+    match reign {
+        Some(reign) => reign.next_done().await,
+        None => std::future::pending().await,
+    }
 }
 
 async fn at(instant: Option<Instant>) {

@@ -3,13 +3,15 @@
 
 use bytes::Bytes;
 use std::collections::BTreeMap;
+use std::time::Duration;
 use tidemill_protocol::record::RestartStrategy;
 use tidemill_protocol::{JobId, TaskId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 
+use crate::standing::Standing;
 use crate::views::{
-    CheckpointsView, HealthView, JobDetail, JobSummary, LogPage, MetricsView, NodeView,
-    SubmittedView,
+    CheckpointsView, HealthView, JobDetail, JobManagerView, JobSummary, LogPage, MetricsView,
+    NodeView, SubmittedView,
 };
 
 /// How a job is to run, as far as its submitter says; the cluster's configuration fills in the rest.
@@ -46,9 +48,9 @@ pub struct LogQuery {
     pub limit: u32,
 }
 
-/// The JobManager is shutting down, or is not the leader any more.
+/// The JobManager is shutting down, or is not the leader (any more). Nothing was done.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("this JobManager is shutting down: ask again, or ask the leader")]
+#[error("this JobManager does not lead, or is shutting down: ask again, or ask the leader")]
 pub struct Unavailable;
 
 /// A question that has no answer.
@@ -87,6 +89,11 @@ pub enum CancelError {
         /// How it ended.
         state: String,
     },
+    /// The leadership ended while the wish was being stored.
+    #[error(
+        "whether the wish to cancel job {0} was stored is not known, since this JobManager does not lead any more: ask the leader again, which does no harm"
+    )]
+    InDoubt(JobId),
     /// Nobody answers.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -146,13 +153,25 @@ pub enum SubmitError {
         /// That job's name.
         other_name: String,
     },
-    /// The module or the record could not be stored. Whether the job exists is not known when the registry did not
-    /// answer; `tidemill list` tells.
-    #[error("the job could not be stored: {reason}")]
+    /// The module or the record could not be stored.
+    #[error("the job could not be stored, and nothing was kept of it: {reason}")]
     Storage {
         /// Why.
         reason: String,
     },
+    /// The registry is out of reach.
+    #[error(
+        "jobs cannot be submitted now, and nothing was kept: ZooKeeper has not been reachable from the leader for {} s. Running jobs go on", .away.as_secs()
+    )]
+    RegistryAway {
+        /// For how long.
+        away: Duration,
+    },
+    /// The leadership ended while the job was being stored.
+    #[error(
+        "whether the job was stored is not known, since this JobManager does not lead any more: `tidemill list` tells"
+    )]
+    InDoubt,
     /// Nobody answers.
     #[error(transparent)]
     Unavailable(#[from] Unavailable),
@@ -162,6 +181,7 @@ pub enum SubmitError {
 #[derive(Clone, Debug)]
 pub struct ClusterHandle {
     requests: mpsc::Sender<Request>,
+    standing: watch::Receiver<Standing>,
 }
 
 pub(crate) type Reply<T> = oneshot::Sender<T>;
@@ -179,6 +199,7 @@ pub(crate) enum Request {
     Cancel(JobId, Reply<Result<(), CancelError>>),
     Checkpoints(JobId, Reply<Result<CheckpointsView, QueryError>>),
     Nodes(Reply<Vec<NodeView>>),
+    JobManagers(Reply<Vec<JobManagerView>>),
     Logs {
         job: JobId,
         query: LogQuery,
@@ -189,31 +210,39 @@ pub(crate) enum Request {
 }
 
 impl ClusterHandle {
-    pub(crate) fn new(requests: mpsc::Sender<Request>) -> Self {
-        Self { requests }
+    pub(crate) fn new(
+        requests: mpsc::Sender<Request>,
+        standing: watch::Receiver<Standing>,
+    ) -> Self {
+        Self { requests, standing }
+    }
+
+    /// What the JobManager is to its cluster.
+    pub(crate) fn standing(&self) -> watch::Receiver<Standing> {
+        self.standing.clone()
     }
 
     /// Checks a module, describes its graph, stores both and the job. Returns once the job survives this process.
     ///
     /// # Errors
-    /// When the job is refused; nothing is left of it then.
+    /// When the job is refused; nothing is left of it then, unless the error is [`SubmitError::InDoubt`].
     pub async fn submit(
         &self,
         wasm: Bytes,
         options: SubmitOptions,
     ) -> Result<SubmittedView, SubmitError> {
-        self.ask(|reply| Request::Submit {
+        let answer = self.send(|reply| Request::Submit {
             wasm,
             options,
             reply,
-        })
-        .await?
+        });
+        answer.await?.await.unwrap_or(Err(SubmitError::InDoubt))
     }
 
     /// Every known job, newest first.
     ///
     /// # Errors
-    /// When the JobManager is shutting down.
+    /// When the JobManager is shutting down or does not lead.
     pub async fn jobs(&self) -> Result<Vec<JobSummary>, Unavailable> {
         self.ask(Request::Jobs).await
     }
@@ -231,7 +260,11 @@ impl ClusterHandle {
     /// # Errors
     /// When there is no such job or it has ended.
     pub async fn cancel(&self, job: JobId) -> Result<(), CancelError> {
-        self.ask(|reply| Request::Cancel(job, reply)).await?
+        let answer = self.send(|reply| Request::Cancel(job, reply));
+        answer
+            .await?
+            .await
+            .unwrap_or(Err(CancelError::InDoubt(job)))
     }
 
     /// The checkpoints of one job.
@@ -242,12 +275,20 @@ impl ClusterHandle {
         self.ask(|reply| Request::Checkpoints(job, reply)).await?
     }
 
-    /// Every TaskManager, connected or lost lately.
+    /// Every TaskManager: connected, announced in ZooKeeper, or lost lately.
     ///
     /// # Errors
-    /// When the JobManager is shutting down.
+    /// When the JobManager is shutting down or does not lead.
     pub async fn nodes(&self) -> Result<Vec<NodeView>, Unavailable> {
         self.ask(Request::Nodes).await
+    }
+
+    /// Every JobManager that leads or stands by.
+    ///
+    /// # Errors
+    /// When the JobManager does not lead.
+    pub async fn job_managers(&self) -> Result<Vec<JobManagerView>, Unavailable> {
+        self.ask(Request::JobManagers).await
     }
 
     /// Log lines of a job's tasks, asked of the TaskManagers.
@@ -262,7 +303,7 @@ impl ClusterHandle {
     /// What `/metrics` is made of.
     ///
     /// # Errors
-    /// When the JobManager is shutting down.
+    /// When the JobManager is shutting down or does not lead.
     pub async fn metrics(&self) -> Result<MetricsView, Unavailable> {
         self.ask(Request::Metrics).await
     }
@@ -276,11 +317,16 @@ impl ClusterHandle {
     }
 
     async fn ask<T>(&self, request: impl FnOnce(Reply<T>) -> Request) -> Result<T, Unavailable> {
+        self.send(request).await?.await.map_err(|_| Unavailable)
+    }
+
+    async fn send<T>(
+        &self,
+        request: impl FnOnce(Reply<T>) -> Request,
+    ) -> Result<oneshot::Receiver<T>, Unavailable> {
         let (reply, answer) = oneshot::channel();
-        self.requests
-            .send(request(reply))
-            .await
-            .map_err(|_| Unavailable)?;
-        answer.await.map_err(|_| Unavailable)
+        let sent = self.requests.send(request(reply)).await;
+        sent.map_err(|_| Unavailable)?;
+        Ok(answer)
     }
 }

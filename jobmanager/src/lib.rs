@@ -1,7 +1,8 @@
 //! The coordinating process of a Tidemill cluster: it joins the decisions of `tidemill-core` to the hands (transport,
 //! registry, store, Wasm runtime) and answers users. It decides nothing about jobs itself.
 //!
-//! A body: `driver.rs` takes facts in with one `select!`, `tidemill-core` decides, `perform.rs` carries out.
+//! A body: `driver.rs` takes facts in with one `select!`, `tidemill-core` decides, `roles.rs` carries out what it decides
+//! about this process's role, and `perform.rs` what a leader decides. One process lives through any number of reigns.
 //!
 //! Nouns: [`JobManagerHandle`] (a running one), [`ClusterHandle`] (what users can ask for), [`views`] (what they are told).
 
@@ -10,10 +11,14 @@ mod driver;
 pub mod handle;
 mod log_requests;
 mod perform;
+mod reign;
 pub mod rest;
+mod roles;
 mod sessions;
+mod standing;
 mod start;
 mod submission;
+mod take_over;
 pub mod views;
 
 pub use handle::{

@@ -3,8 +3,9 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
+use std::time::Duration;
 
-use tidemill_coordination::{Leading, Registry, WriteError};
+use tidemill_coordination::{Connection, Leading, Registry, WriteError};
 use tidemill_core::leader::{Action, Event, Note};
 use tidemill_core::membership::ConnectionId;
 use tidemill_core::{checkpoint, job};
@@ -16,12 +17,20 @@ use tidemill_storage::{CleanupError, Store};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{debug, error, info, warn};
+use tracing::{debug, info, warn};
 
 use crate::error_chain;
 use crate::handle::{CancelError, Reply, SubmitError};
+use crate::reign::Done;
+use crate::roles::Fact;
 use crate::sessions::Answer;
+use crate::take_over::JOB_GRAPHS_LOCK;
 use crate::views::SubmittedView;
+
+/// Before the registry is asked again after it did not answer, although it seems to be in reach.
+const RETRY: Duration = Duration::from_millis(200);
+/// How long the removal of an ended job waits for a JobManager that loads graphs.
+const LOCK_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// What actions are carried out with.
 #[derive(Clone)]
@@ -30,9 +39,11 @@ pub(crate) struct Hands {
     pub(crate) leading: Leading,
     pub(crate) store: Store,
     /// What came of actions.
-    pub(crate) events: mpsc::UnboundedSender<Event>,
-    /// Cancelled when this process must not go on as a leader.
-    pub(crate) stop: CancellationToken,
+    pub(crate) done: mpsc::UnboundedSender<Done>,
+    /// What the leadership must hear of.
+    pub(crate) facts: mpsc::UnboundedSender<Fact>,
+    /// Cancelled when this leadership is over: what is under way is dropped.
+    pub(crate) over: CancellationToken,
     pub(crate) report_interval_ms: u64,
 }
 
@@ -45,7 +56,7 @@ pub(crate) struct Performer {
     submitters: HashMap<JobId, (SubmittedView, Reply<Result<SubmittedView, SubmitError>>)>,
     cancellers: HashMap<JobId, Vec<Reply<Result<(), CancelError>>>>,
     /// The last clean-up of each job that has begun one.
-    clean_ups: HashMap<JobId, JoinHandle<()>>,
+    clean_ups: HashMap<JobId, JoinHandle<Option<()>>>,
 }
 
 impl Performer {
@@ -177,15 +188,15 @@ impl Performer {
 
     fn store_record(&self, record: JobRecord) {
         let job = record.id;
-        self.spawn(job, |hands| async move {
-            match hands.registry.put_job(&hands.leading, &record).await {
-                Ok(()) => job::Event::RecordStored,
-                Err(error) => {
-                    hands.check_fence(&error);
-                    job::Event::RecordFailed {
-                        reason: error_chain(&error),
-                    }
-                }
+        // Whoever submits wants to hear soon; what happens to a job that there is waits for the registry.
+        let may_wait = !self.submitters.contains_key(&job);
+        self.spawn(job, move |hands| async move {
+            match hands.store_record(&record, may_wait).await {
+                Ok(()) => Some(job::Event::RecordStored),
+                Err(error) if hands.is_fenced(&error) => None,
+                Err(error) => Some(job::Event::RecordFailed {
+                    reason: error_chain(&error),
+                }),
             }
         });
     }
@@ -193,52 +204,51 @@ impl Performer {
     fn write_metadata(&self, metadata: CheckpointMetadata) {
         let (job, checkpoint) = (metadata.job, metadata.checkpoint);
         self.spawn(job, |hands| async move {
-            job::Event::Checkpoint(match hands.store.write_metadata(&metadata).await {
+            let event = match hands.store.write_metadata(&metadata).await {
                 Ok(object) => checkpoint::Event::MetadataWritten { checkpoint, object },
                 Err(error) => checkpoint::Event::MetadataFailed {
                     checkpoint,
                     reason: error_chain(&error),
                 },
-            })
+            };
+            Some(job::Event::Checkpoint(event))
         });
     }
 
     fn publish(&self, job: JobId, checkpoint: CheckpointId, pointers: CheckpointPointers) {
         self.spawn(job, |hands| async move {
-            let written = hands
-                .registry
-                .put_pointers(&hands.leading, job, &pointers)
-                .await;
-            job::Event::Checkpoint(match written {
+            let written = hands.publish(job, checkpoint, &pointers).await;
+            let event = match written {
                 Ok(()) => checkpoint::Event::Published { checkpoint },
                 Err(WriteError::Unknown { .. }) => checkpoint::Event::PublishUnknown { checkpoint },
-                Err(error) => {
-                    hands.check_fence(&error);
-                    checkpoint::Event::PublishRefused {
-                        checkpoint,
-                        reason: error_chain(&error),
-                    }
-                }
-            })
+                Err(error) if hands.is_fenced(&error) => return None,
+                Err(error) => checkpoint::Event::PublishRefused {
+                    checkpoint,
+                    reason: error_chain(&error),
+                },
+            };
+            Some(job::Event::Checkpoint(event))
         });
     }
 
     fn read_pointers(&self, job: JobId, checkpoint: CheckpointId) {
         self.spawn(job, |hands| async move {
-            job::Event::Checkpoint(match hands.registry.pointers(job).await {
+            hands.connected().await;
+            let event = match hands.registry.pointers(job).await {
                 Ok(pointers) => checkpoint::Event::PointersRead { checkpoint, pointers },
                 Err(error) => {
                     warn!(%job, %checkpoint, "the pointers cannot be read back: {}", error_chain(&error));
                     checkpoint::Event::PointersUnreadable { checkpoint }
                 }
-            })
+            };
+            Some(job::Event::Checkpoint(event))
         });
     }
 
     fn load_metadata(&self, job: JobId, pointer: CheckpointPointer) {
         let checkpoint = pointer.checkpoint;
         self.spawn(job, |hands| async move {
-            match hands.store.read_metadata(&pointer.metadata).await {
+            Some(match hands.store.read_metadata(&pointer.metadata).await {
                 Ok(metadata) => job::Event::MetadataLoaded(metadata),
                 Err(error) if error.is_lost() => job::Event::MetadataDamaged {
                     checkpoint,
@@ -248,7 +258,7 @@ impl Performer {
                     checkpoint,
                     reason: error_chain(&error),
                 },
-            }
+            })
         });
     }
 
@@ -285,8 +295,8 @@ impl Performer {
                         warn!(%job, "the ended job's checkpoints stay for now: {}", error_chain(&error));
                     }
                 }
+                Err(error) if hands.is_fenced(&error) => {}
                 Err(error) => {
-                    hands.check_fence(&error);
                     warn!(%job, "the ended job's checkpoints stay for now: {}", error_chain(&error));
                 }
             }
@@ -295,9 +305,17 @@ impl Performer {
 
     fn forget_job(&mut self, job: JobId) {
         self.clean_up(job, |hands| async move {
-            if let Err(error) = hands.registry.remove_job(&hands.leading, job).await {
-                hands.check_fence(&error);
-                return warn!(%job, "an ended job's record stays for now: {}", error_chain(&error));
+            // Nobody who takes over loads the graph while it is deleted.
+            let lock = hands.registry.lock(JOB_GRAPHS_LOCK);
+            let Ok(Ok(_lock)) = tokio::time::timeout(LOCK_TIMEOUT, lock).await else {
+                return warn!(%job, "an ended job's record stays for now: the lock on job graphs is not to be had");
+            };
+            match hands.registry.remove_job(&hands.leading, job).await {
+                Ok(()) => {}
+                Err(error) if hands.is_fenced(&error) => return,
+                Err(error) => {
+                    return warn!(%job, "an ended job's record stays for now: {}", error_chain(&error));
+                }
             }
             if let Err(error) = hands.store.delete_job(job).await {
                 warn!(%job, "an ended job's objects stay: {}", error_chain(&error));
@@ -313,39 +331,117 @@ impl Performer {
     {
         let before = self.clean_ups.remove(&job);
         let work = work(self.hands.clone());
-        let handle = tokio::spawn(async move {
+        let over = self.hands.over.clone();
+        let handle = tokio::spawn(over.run_until_cancelled_owned(async move {
             if let Some(before) = before {
                 // However it ended, it deletes nothing any more.
                 let _ = before.await;
             }
             work.await;
-        });
+        }));
         self.clean_ups.insert(job, handle);
     }
 
     /// Runs an action elsewhere and brings what came of it to the driver.
     fn spawn<R>(&self, job: JobId, action: impl FnOnce(Hands) -> R)
     where
-        R: Future<Output = job::Event> + Send + 'static,
+        R: Future<Output = Option<job::Event>> + Send + 'static,
     {
-        let events = self.hands.events.clone();
+        let done = self.hands.done.clone();
         let result = action(self.hands.clone());
-        tokio::spawn(async move {
-            // A driver that is gone hears nothing; the process is ending.
-            let _ = events.send(Event::Performed {
-                job,
-                result: result.await,
-            });
-        });
+        let over = self.hands.over.clone();
+        tokio::spawn(over.run_until_cancelled_owned(async move {
+            if let Some(result) = result.await {
+                // A reign that is over hears nothing.
+                let _ = done.send(Done::Performed(Event::Performed { job, result }));
+            }
+        }));
+    }
+
+    /// Lets go of everything but the connections, which are closed when the value is dropped.
+    pub(crate) fn into_connections(self) -> Connections {
+        Connections {
+            _outboxes: self.outboxes,
+        }
     }
 }
 
+/// The connections of the TaskManagers, open until this is dropped.
+pub(crate) struct Connections {
+    _outboxes: HashMap<ConnectionId, mpsc::UnboundedSender<FromLeader>>,
+}
+
 impl Hands {
-    /// A write that was fenced off means that there is another leader: this one must not go on.
-    fn check_fence(&self, error: &WriteError) {
-        if let WriteError::Fenced { .. } = error {
-            error!("this JobManager does not lead any more and stops: {error}");
-            self.stop.cancel();
+    /// A write that was fenced off means that there is another leader: the leadership hears of it, nobody else needs to.
+    fn is_fenced(&self, error: &WriteError) -> bool {
+        let fenced = matches!(error, WriteError::Fenced { .. });
+        if fenced {
+            // A driver that is gone does not lead.
+            let _ = self.facts.send(Fact::Fenced {
+                epoch: self.leading.epoch(),
+            });
+        }
+        fenced
+    }
+
+    fn is_away(&self) -> bool {
+        *self.registry.connection().borrow() != Connection::Connected
+    }
+
+    /// Waits until the registry is in reach.
+    async fn connected(&self) {
+        let mut connection = self.registry.connection();
+        let connected = |connection: &Connection| *connection == Connection::Connected;
+        // One that tells nothing any more is asked, and answers with an error.
+        let _ = connection.wait_for(connected).await;
+    }
+
+    /// Writes a record until it is certain that it is there or that it is not.
+    async fn store_record(&self, record: &JobRecord, may_wait: bool) -> Result<(), WriteError> {
+        loop {
+            match self.registry.put_job(&self.leading, record).await {
+                Err(WriteError::Unknown { .. }) => {
+                    debug!(job = %record.id, "a record's write was not confirmed: it is read back");
+                    if self.is_stored(record).await {
+                        return Ok(());
+                    }
+                    tokio::time::sleep(RETRY).await;
+                }
+                Err(WriteError::Failed { .. }) if may_wait && self.is_away() => {
+                    self.connected().await;
+                }
+                result => return result,
+            }
+        }
+    }
+
+    /// Whether exactly this record is in the registry; asks until there is an answer.
+    async fn is_stored(&self, record: &JobRecord) -> bool {
+        loop {
+            self.connected().await;
+            if let Ok(jobs) = self.registry.jobs().await {
+                return jobs.iter().flatten().any(|stored| stored == record);
+            }
+            tokio::time::sleep(RETRY).await;
+        }
+    }
+
+    /// Writes the pointers; a registry that is out of reach is waited for.
+    async fn publish(
+        &self,
+        job: JobId,
+        checkpoint: CheckpointId,
+        pointers: &CheckpointPointers,
+    ) -> Result<(), WriteError> {
+        loop {
+            let written = self.registry.put_pointers(&self.leading, job, pointers);
+            match written.await {
+                Err(WriteError::Failed { .. }) if self.is_away() => {
+                    info!(%job, %checkpoint, "a checkpoint waits for the registry to be published");
+                    self.connected().await;
+                }
+                result => return result,
+            }
         }
     }
 

@@ -25,8 +25,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// session of its own or been given up.
 const AFTERWATCH: Duration = Duration::from_secs(60);
 
-/// Why a session ends when the driver does.
-const SHUTTING_DOWN: &str = "this JobManager is shutting down";
+/// Why a session ends when the driver lets go of it unheard.
+const NOT_LEADING: &str = "this JobManager does not lead any more, or is shutting down";
 
 /// What the driver hears.
 pub(crate) enum SessionEvent {
@@ -171,7 +171,7 @@ impl Talk {
             answer,
         })
         .await;
-        match answered.await.map_err(|_| SHUTTING_DOWN.to_owned())? {
+        match answered.await.map_err(|_| NOT_LEADING.to_owned())? {
             Answer::Refused { epoch, reason } => {
                 let refused = FromLeader {
                     epoch,
@@ -255,7 +255,7 @@ impl Talk {
                             .await
                             .is_err()
                         {
-                            return SHUTTING_DOWN.to_owned();
+                            return NOT_LEADING.to_owned();
                         }
                     }
                     Ok(None) => return "it closed the connection".to_owned(),

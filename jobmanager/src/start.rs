@@ -1,17 +1,17 @@
-//! Starts a JobManager: takes the registry's lead, loads what it holds, and wires the driver to sockets and clocks.
-//! Whatever cannot be had on this machine is an error that says what to change; nothing is left running then.
+//! Starts a JobManager: takes what it needs on this machine, and wires the driver to sockets and clocks. Whatever cannot
+//! be had on this machine is an error that says what to change; nothing is left running then.
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::sync::Arc;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
-use tidemill_config::{Config, Coordination};
+use tidemill_config::{Config, Coordination, ZooKeeperAcl};
 use tidemill_coordination::{
-    Embedded, LeadError, Leading, OpenError as RegistryError, ReadError, Registry,
+    Access, Credentials as ZooKeeperCredentials, Embedded, LeadError, OpenError as RegistryError,
+    ReadError, Registry, TlsFiles, ZooKeeper, ZooKeeperOptions,
 };
-use tidemill_core::leader::{Leader, LeaderConfig, LoadedJob};
-use tidemill_protocol::record::{CheckpointPointers, JobManagerRecord, JobRecord};
+use tidemill_protocol::record::JobManagerRecord;
 use tidemill_protocol::{Incarnation, JobId};
 use tidemill_runtime::{Engine, EngineError, EngineOptions};
 use tidemill_storage::{OpenError as StoreError, ReadError as StoreReadError, Store};
@@ -20,18 +20,19 @@ use tidemill_transport::{
 };
 use tokio::net::TcpListener;
 use tokio::runtime::Runtime;
-use tokio::sync::{mpsc, watch};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use tracing::{error, info};
+use tracing::{error, warn};
 
 use crate::answers::Clock;
-use crate::driver::Driver;
+use crate::driver::{Driver, Inputs};
 use crate::handle::ClusterHandle;
-use crate::log_requests::LogRequests;
-use crate::perform::{Hands, Performer};
+use crate::roles::{Process, Roles};
 use crate::sessions::{self, FindModule};
-use crate::{error_chain, rest, submission};
+use crate::standing::Standing;
+use crate::take_over::LoadError;
+use crate::{error_chain, rest};
 
 /// Threads for control, apart from those that check submissions.
 const RUNTIME_THREADS: usize = 2;
@@ -41,6 +42,9 @@ const REQUESTS_MAX: usize = 256;
 
 /// Messages of TaskManagers that may wait for the driver; beyond that their streams' flow control holds them back.
 const SESSION_EVENTS_MAX: usize = 4096;
+
+/// How long requests under way, and the last words to TaskManagers, may hold up the end of the process.
+const CLOSING_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Why a JobManager did not start.
 #[derive(Debug, thiserror::Error)]
@@ -66,9 +70,6 @@ pub enum StartError {
     /// The registry cannot be opened.
     #[error("cannot open the registry of jobs")]
     Registry(#[source] RegistryError),
-    /// The registry is in ZooKeeper, and this JobManager cannot use it.
-    #[error("cannot keep the registry in ZooKeeper: set cluster.coordination to \"embedded\"")]
-    Coordination,
     /// This process cannot become the leader.
     #[error("cannot become the leader")]
     Lead(#[source] LeadError),
@@ -101,6 +102,15 @@ pub enum StartError {
     /// The system gives no threads.
     #[error("cannot start the threads of the control runtime")]
     Runtime(#[source] std::io::Error),
+}
+
+impl From<LoadError> for StartError {
+    fn from(error: LoadError) -> Self {
+        match error {
+            LoadError::Registry(error) => Self::Load(error),
+            LoadError::Graph { job, source } => Self::LoadGraph { job, source },
+        }
+    }
 }
 
 /// A running JobManager.
@@ -142,12 +152,13 @@ impl JobManagerHandle {
         self.rest_address
     }
 
-    /// Asks it to stop. Jobs stay in the registry, and TaskManagers keep their tasks running.
+    /// Asks it to stop: a leader gives its place up at once. Jobs stay in the registry, and TaskManagers keep their tasks
+    /// running.
     pub fn shutdown(&self) {
         self.stop.cancel();
     }
 
-    /// Waits until it has stopped: because it was asked to, or because it may not go on.
+    /// Waits until it has stopped, which it does when it was asked to.
     pub async fn stopped(&mut self) {
         // An error means that the driver is gone, which is what is waited for.
         let _ = self.stopped.wait_for(|stopped| *stopped).await;
@@ -163,7 +174,8 @@ impl Drop for JobManagerHandle {
     }
 }
 
-/// Starts a JobManager on threads of its own and returns when it leads and listens.
+/// Starts a JobManager on threads of its own. Returns when it listens; with the embedded registry, when it leads as well,
+/// since nobody else could. With ZooKeeper it follows until it is elected, and again after each of its reigns.
 ///
 /// # Errors
 /// When something it needs on this machine cannot be had; the error says what to change.
@@ -201,25 +213,16 @@ async fn build(
     let resources = Resources::open(&config)?;
     // A port in use is found before this process takes the lead from anyone.
     let sockets = Sockets::bind(&config, credentials).await?;
-    let registry = &resources.registry;
-    let candidate = JobManagerRecord {
-        id: sockets.rest_address.to_string(),
-        incarnation: Incarnation(rand::random()),
-        control_address: sockets.endpoint.local_address().to_string(),
-        rest_url: format!("http://{}", sockets.rest_address),
-    };
-    let leading = registry.lead(&candidate).await.map_err(StartError::Lead)?;
-    info!(epoch = %leading.epoch(), "leading");
-    let clock = Clock::start();
-    let leader = take_over(
-        &config,
-        &leading,
-        &clock,
-        registry.as_ref(),
-        &resources.store,
-    )
-    .await?;
-    Ok(run(config, resources, sockets, leading, leader, clock))
+    let (started, first_reign) = oneshot::channel();
+    if config.cluster.coordination == Coordination::Embedded {
+        let handle = run(config, resources, sockets, Some(started));
+        return match first_reign.await {
+            Ok(Err(error)) => Err(error),
+            // A driver that ended before it led was asked to.
+            Ok(Ok(())) | Err(_) => Ok(handle),
+        };
+    }
+    Ok(run(config, resources, sockets, None))
 }
 
 /// What is kept on disk, and the engine.
@@ -243,16 +246,47 @@ impl Resources {
             source,
         })?;
         let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
-        let registry = match config.cluster.coordination {
-            Coordination::Embedded => Embedded::open(&options.data_dir.join("registry")),
-            Coordination::ZooKeeper => return Err(StartError::Coordination),
-        };
-        let registry = registry.map_err(StartError::Registry)?;
+        let registry = open_registry(config).map_err(StartError::Registry)?;
         Ok(Self {
             store,
             engine,
-            registry: Arc::new(registry),
+            registry,
         })
+    }
+}
+
+fn open_registry(config: &Config) -> Result<Arc<dyn Registry>, RegistryError> {
+    Ok(match config.cluster.coordination {
+        Coordination::Embedded => Arc::new(Embedded::open(
+            &config.jobmanager.data_dir.join("registry"),
+        )?),
+        Coordination::ZooKeeper => Arc::new(ZooKeeper::open(zookeeper_options(config))?),
+    })
+}
+
+fn zookeeper_options(config: &Config) -> ZooKeeperOptions {
+    let options = &config.zookeeper;
+    let credentials = options.user.as_ref().zip(options.password.as_ref());
+    let identity = options
+        .tls_certificate
+        .as_ref()
+        .zip(options.tls_key.as_ref());
+    let identity = identity.map(|(certificate, key)| (certificate.clone(), key.clone()));
+    let ca = options.tls_ca.clone().filter(|_| options.tls);
+    ZooKeeperOptions {
+        servers: options.servers.clone(),
+        root: config.zookeeper_root(),
+        session_timeout: Duration::from_millis(options.session_timeout_ms),
+        connection_timeout: Duration::from_millis(options.connection_timeout_ms),
+        credentials: credentials.map(|(user, password)| ZooKeeperCredentials {
+            user: user.clone(),
+            password: password.to_string(),
+        }),
+        acl: match options.acl {
+            ZooKeeperAcl::Open => Access::Open,
+            ZooKeeperAcl::Creator => Access::Creator,
+        },
+        tls: ca.map(|ca| TlsFiles { ca, identity }),
     }
 }
 
@@ -287,61 +321,82 @@ impl Sockets {
     }
 }
 
-/// Wires the leader to everything and lets it run.
+/// What this process stands for election with.
+fn record(config: &Config, sockets: &Sockets) -> JobManagerRecord {
+    let options = &config.jobmanager;
+    let rest = sockets.rest_address;
+    // A port of the loopback interface is nowhere else, whatever this machine is called.
+    let rest = if rest.ip().is_loopback() {
+        rest.to_string()
+    } else {
+        options.advertised_address(rest)
+    };
+    JobManagerRecord {
+        id: options.id.clone().unwrap_or_else(generated_id),
+        incarnation: Incarnation(rand::random()),
+        control_address: options.advertised_address(sockets.endpoint.local_address()),
+        rest_url: format!("http://{rest}"),
+    }
+}
+
+/// A name for a JobManager that is not given one: unlike any other's, and telling where it runs.
+fn generated_id() -> String {
+    let host = std::fs::read_to_string("/proc/sys/kernel/hostname").unwrap_or_default();
+    let host = Some(host.trim()).filter(|host| !host.is_empty());
+    let (process, number) = (std::process::id(), rand::random::<u16>());
+    format!("{}-{process}-{number:04x}", host.unwrap_or("jobmanager"))
+}
+
+/// Wires the driver to everything and lets it run.
 fn run(
     config: Arc<Config>,
     resources: Resources,
     sockets: Sockets,
-    leading: Leading,
-    leader: Leader,
-    clock: Clock,
+    started: Option<oneshot::Sender<Result<(), StartError>>>,
 ) -> JobManagerHandle {
     let (rest_address, quic_address) = (sockets.rest_address, sockets.endpoint.local_address());
-    let (engine, store, endpoint) = (resources.engine, resources.store, sockets.endpoint);
     let stop = CancellationToken::new();
-    let (events_in, events) = mpsc::unbounded_channel();
+    let (facts_in, facts) = mpsc::unbounded_channel();
     let (requests_in, requests) = mpsc::channel(REQUESTS_MAX);
     let (sessions_in, sessions) = mpsc::channel(SESSION_EVENTS_MAX);
-    let (submissions_in, submissions) = mpsc::channel(REQUESTS_MAX);
-    let report_interval_ms = config.jobmanager.report_interval_ms;
-    let find = find_module(store.clone());
-    let hands = Hands {
+    let process = Process {
+        record: record(&config, &sockets),
+        config: Arc::clone(&config),
         registry: resources.registry,
-        leading,
-        store,
-        events: events_in,
-        stop: stop.clone(),
-        report_interval_ms,
+        store: resources.store,
+        engine: resources.engine,
+        clock: Clock::start(),
     };
+    let endpoint = sockets.endpoint;
     tokio::spawn(sessions::serve(
         endpoint.clone(),
         Arc::new(sockets.liveness),
-        find,
+        find_module(process.store.clone()),
         sessions_in,
     ));
-    let cluster = ClusterHandle::new(requests_in);
+    let connection = *process.registry.connection().borrow();
+    let standing = Standing::beginning(
+        process.record.clone(),
+        config.cluster.coordination,
+        connection,
+    );
+    let (standing_in, standing) = watch::channel(standing);
+    let cluster = ClusterHandle::new(requests_in, standing);
     let rest_stop = stop.clone().cancelled_owned();
     let serving = tokio::spawn(rest::serve(
         sockets.rest,
         cluster.clone(),
-        Arc::clone(&config),
+        config,
         rest_stop,
     ));
-    let driver = Driver {
-        leader,
-        performer: Performer::new(hands.clone()),
-        hands,
-        clock,
-        config,
-        engine,
-        log_requests: LogRequests::default(),
+    let inputs = Inputs {
         requests,
         sessions,
-        events,
-        submissions,
-        submissions_in,
+        facts,
         stop: stop.clone(),
     };
+    let roles = Roles::new(process.clone(), facts_in);
+    let driver = Driver::new(process, roles, standing_in, inputs, started);
     let stopped = spawn(driver, endpoint, serving, stop.clone());
     JobManagerHandle {
         cluster,
@@ -365,8 +420,10 @@ fn spawn(
         driver.run().await;
         stop.cancel();
         endpoint.close("this JobManager has stopped");
-        if let Ok(Err(error)) = serving.await {
-            error!("the REST API ended: {error}");
+        match tokio::time::timeout(CLOSING_TIMEOUT, serving).await {
+            Ok(Ok(Err(error))) => error!("the REST API ended: {error}"),
+            Ok(_) => {}
+            Err(_) => warn!("requests under way are not answered: they took too long"),
         }
         running.send_replace(true);
     });
@@ -384,65 +441,4 @@ fn find_module(store: Store) -> FindModule {
             }
         },
     )
-}
-
-/// Loads what the registry holds. A job that cannot be loaded holds up no other.
-async fn take_over(
-    config: &Config,
-    leading: &Leading,
-    clock: &Clock,
-    registry: &dyn Registry,
-    store: &Store,
-) -> Result<Leader, StartError> {
-    let mut loaded = Vec::new();
-    for record in registry.jobs().await.map_err(StartError::Load)? {
-        match record {
-            Ok(record) => loaded.push(load(record, registry, store).await?),
-            Err(damaged) => {
-                error!(job = %damaged.job, "a job's record is damaged and it is not run: {}", error_chain(&damaged.source))
-            }
-        }
-    }
-    let leader_config = LeaderConfig {
-        epoch: leading.epoch(),
-        cluster_config_hash: config.cluster.hash(),
-        adoption_timeout: Duration::from_millis(config.cluster.adoption_timeout_ms),
-        suspicion_timeout: Duration::from_millis(config.cluster.heartbeat_timeout_ms),
-        ended_jobs_max: config.jobmanager.ended_jobs_max as usize,
-    };
-    info!(jobs = loaded.len(), "took over");
-    Ok(Leader::new(
-        clock.time(Instant::now()),
-        leader_config,
-        loaded,
-    ))
-}
-
-/// A job with its graph and pointers. What is lost for good fails that job; what only does not answer fails the start,
-/// since an acknowledged job is never given up for that.
-async fn load(
-    record: JobRecord,
-    registry: &dyn Registry,
-    store: &Store,
-) -> Result<LoadedJob, StartError> {
-    let job = record.id;
-    let graph = match store.get_object(&record.graph).await {
-        Ok(bytes) => submission::stored_graph(&bytes, &record.options),
-        Err(error) if error.is_lost() => Err(error_chain(&error)),
-        Err(source) => return Err(StartError::LoadGraph { job, source }),
-    };
-    match registry.pointers(job).await {
-        Ok(pointers) => Ok(LoadedJob {
-            record,
-            graph,
-            pointers,
-        }),
-        Err(error @ ReadError::Unavailable { .. }) => Err(StartError::Load(error)),
-        // Beginning anew would repeat what is committed: the job is not run.
-        Err(error @ ReadError::DamagedPointers { .. }) => Ok(LoadedJob {
-            record,
-            graph: Err(error_chain(&error)),
-            pointers: CheckpointPointers::default(),
-        }),
-    }
 }

@@ -345,6 +345,8 @@ pub struct EventView {
 pub enum NodeStatus {
     /// It is registered and connected.
     Connected,
+    /// It has announced itself in ZooKeeper and is not connected to the leader.
+    Announced,
     /// It is gone; shown for a while.
     Lost,
 }
@@ -404,15 +406,92 @@ pub struct LogPage {
     pub missing: Vec<String>,
 }
 
-/// How the JobManager is.
+/// What a JobManager is to its cluster.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum Role {
+    /// It leads.
+    Leader,
+    /// It was elected and loads what the registry holds.
+    TakingOver,
+    /// It stands by.
+    Follower,
+    /// It has led and is giving its place up.
+    SteppingDown,
+}
+
+impl Role {
+    /// As JSON and metrics name it.
+    #[must_use]
+    pub const fn name(self) -> &'static str {
+        match self {
+            Self::Leader => "leader",
+            Self::TakingOver => "taking-over",
+            Self::Follower => "follower",
+            Self::SteppingDown => "stepping-down",
+        }
+    }
+}
+
+/// How a JobManager is: itself, its registry, and, when it leads, what it has to work with.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct HealthView {
-    /// Whether it is the leader and answers.
+    /// Its name.
+    pub id: String,
+    /// What it is to its cluster.
+    pub role: Role,
+    /// Whether it is the leader.
     pub leading: bool,
-    /// Its epoch.
-    pub epoch: u64,
+    /// The epoch under which it leads or takes over.
+    pub epoch: Option<u64>,
+    /// Who leads, as far as this JobManager knows.
+    pub leader: Option<LeaderView>,
+    /// The registry of jobs as it is reached from here.
+    pub registry: RegistryView,
     /// The release.
     pub version: String,
+    /// What a leader has to work with.
+    #[serde(flatten)]
+    pub cluster: Option<ClusterView>,
+}
+
+/// A leader, as others know it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct LeaderView {
+    /// Its name.
+    pub id: String,
+    /// Its epoch.
+    pub epoch: u64,
+    /// Where users reach it.
+    pub rest_url: String,
+}
+
+/// Whether a registry is in reach.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
+#[serde(rename_all = "kebab-case")]
+pub enum RegistryConnection {
+    /// There is no session yet, or the last one has ended.
+    Connecting,
+    /// It answers.
+    Connected,
+    /// It does not answer; nothing is lost yet.
+    Suspended,
+}
+
+/// The registry of jobs, as it is reached from one process.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct RegistryView {
+    /// `embedded` or `zookeeper`.
+    pub kind: String,
+    /// Whether it is in reach.
+    pub connection: RegistryConnection,
+    /// For how long it has been so.
+    pub since_ms: u64,
+}
+
+/// What a leader has to work with.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct ClusterView {
     /// How long it has led.
     pub leading_for_ms: u64,
     /// TaskManagers connected.
@@ -423,6 +502,23 @@ pub struct HealthView {
     pub slots_free: u32,
     /// Jobs that have not ended.
     pub jobs_active: u32,
+}
+
+/// A JobManager that leads or stands by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobManagerView {
+    /// Its name.
+    pub id: String,
+    /// Its life, 16 hexadecimal digits.
+    pub incarnation: String,
+    /// `leader` or `follower`.
+    pub role: Role,
+    /// The leader's epoch.
+    pub epoch: Option<u64>,
+    /// Where TaskManagers reach it.
+    pub control_address: String,
+    /// Where users reach it.
+    pub rest_url: String,
 }
 
 /// The answer to a submission.
@@ -443,12 +539,29 @@ pub struct SubmittedView {
 /// Everything that `/metrics` is made of.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct MetricsView {
-    /// The cluster.
+    /// The JobManager and the cluster.
     pub health: HealthView,
+    /// How long ago the last confirmation of its leadership that succeeded was sent.
+    pub confirmed_before_us: Option<u64>,
+    /// Its last take-over.
+    pub take_over: Option<TakeOverView>,
     /// Every TaskManager.
     pub nodes: Vec<NodeView>,
     /// Every job.
     pub jobs: Vec<JobMetricsView>,
+}
+
+/// How long a take-over took.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct TakeOverView {
+    /// From the election until it led.
+    pub total_us: u64,
+    /// Of that: until the election was confirmed and known here.
+    pub elected_us: u64,
+    /// Of that: reading the list of jobs.
+    pub list_us: u64,
+    /// Of that: reading their graphs and checkpoint pointers.
+    pub load_us: u64,
 }
 
 /// A job's part of the metrics.

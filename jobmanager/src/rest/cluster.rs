@@ -9,19 +9,30 @@ use utoipa::ToSchema;
 use super::problem::Refusal;
 use super::query::Pairs;
 use super::{Api, Problem};
-use crate::views::{HealthView, NodeView};
+use crate::views::{HealthView, JobManagerView, NodeView};
 
 /// Every TaskManager.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct NodeList {
-    /// Those that are connected and those lost lately.
+    /// Those that are connected, those that have only announced themselves, and those lost lately.
     pub nodes: Vec<NodeView>,
 }
 
-/// Every TaskManager, connected or lost lately.
+/// Every JobManager that leads or stands by.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct JobManagerList {
+    /// In the order in which they would lead.
+    pub jobmanagers: Vec<JobManagerView>,
+}
+
+/// Every TaskManager: connected, announced in ZooKeeper, or lost lately.
 #[utoipa::path(
     get, path = "/v1/nodes", tag = "cluster",
-    responses((status = 200, body = NodeList), (status = 503, body = Problem))
+    responses(
+        (status = 200, body = NodeList),
+        (status = 307, description = "The leader answers, at `Location`", body = Problem),
+        (status = 503, description = "There is no leader now", body = Problem),
+    )
 )]
 pub(super) async fn nodes(State(api): State<Api>, uri: Uri) -> Result<Json<NodeList>, Refusal> {
     Pairs::of(&uri)?.finish(&[])?;
@@ -29,10 +40,28 @@ pub(super) async fn nodes(State(api): State<Api>, uri: Uri) -> Result<Json<NodeL
     Ok(Json(NodeList { nodes }))
 }
 
-/// Whether the JobManager answers, and what it has to work with.
+/// Every JobManager that leads or stands by.
+#[utoipa::path(
+    get, path = "/v1/jobmanagers", tag = "cluster",
+    responses(
+        (status = 200, body = JobManagerList),
+        (status = 307, description = "The leader answers, at `Location`", body = Problem),
+        (status = 503, description = "There is no leader now", body = Problem),
+    )
+)]
+pub(super) async fn job_managers(
+    State(api): State<Api>,
+    uri: Uri,
+) -> Result<Json<JobManagerList>, Refusal> {
+    Pairs::of(&uri)?.finish(&[])?;
+    let jobmanagers = api.cluster.job_managers().await?;
+    Ok(Json(JobManagerList { jobmanagers }))
+}
+
+/// How this JobManager is, whatever its role; a leader also says what it has to work with.
 #[utoipa::path(
     get, path = "/health", tag = "cluster",
-    responses((status = 200, body = HealthView), (status = 503, description = "It is shutting down or does not lead", body = Problem))
+    responses((status = 200, body = HealthView), (status = 503, description = "It is shutting down", body = Problem))
 )]
 pub(super) async fn health(State(api): State<Api>) -> Result<Json<HealthView>, Refusal> {
     Ok(Json(api.cluster.health().await?))

@@ -11,11 +11,18 @@ use axum::response::IntoResponse;
 
 use super::problem::Refusal;
 use super::{Api, Problem};
-use crate::views::{JobMetricsView, MetricsView, NodeStatus, TaskView};
+use crate::views::{JobMetricsView, MetricsView, NodeStatus, RegistryConnection, Role, TaskView};
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
-/// Metrics in Prometheus' text format.
+const ROLES: [Role; 4] = [
+    Role::Leader,
+    Role::TakingOver,
+    Role::Follower,
+    Role::SteppingDown,
+];
+
+/// Metrics in Prometheus' text format: of this JobManager, and on the leader of the cluster and its jobs.
 #[utoipa::path(
     get, path = "/metrics", tag = "cluster",
     responses((status = 200, content_type = "text/plain", body = String), (status = 503, body = Problem))
@@ -28,6 +35,7 @@ pub(super) async fn metrics(State(api): State<Api>) -> Result<impl IntoResponse,
 /// The whole text.
 pub(super) fn exposition(view: &MetricsView) -> String {
     let mut text = Exposition::default();
+    process(&mut text, view);
     cluster(&mut text, view);
     jobs(&mut text, &view.jobs);
     checkpoints(&mut text, &view.jobs);
@@ -36,7 +44,8 @@ pub(super) fn exposition(view: &MetricsView) -> String {
     text.text
 }
 
-fn cluster(text: &mut Exposition, view: &MetricsView) {
+/// What every JobManager tells of itself.
+fn process(text: &mut Exposition, view: &MetricsView) {
     let health = &view.health;
     text.family(
         "tidemill_build_info",
@@ -45,41 +54,96 @@ fn cluster(text: &mut Exposition, view: &MetricsView) {
     );
     text.sample(&[("version", &health.version)], 1.0);
     text.family(
+        "tidemill_jobmanager_role",
+        Kind::Gauge,
+        "1 for the role that this JobManager has.",
+    );
+    for role in ROLES {
+        let has = if role == health.role { 1.0 } else { 0.0 };
+        text.sample(&[("role", role.name())], has);
+    }
+    text.family(
         "tidemill_leader_epoch",
         Kind::Gauge,
-        "The epoch of this leader.",
+        "The epoch of the leader, as far as this JobManager knows.",
     );
-    text.sample(&[], health.epoch as f64);
+    let known = health.leader.as_ref().map(|leader| leader.epoch);
+    if let Some(epoch) = health.epoch.or(known) {
+        text.sample(&[], epoch as f64);
+    }
+    text.family(
+        "tidemill_registry_connected",
+        Kind::Gauge,
+        "1 while the registry answers this JobManager.",
+    );
+    let connected = health.registry.connection == RegistryConnection::Connected;
+    let kind = [("kind", health.registry.kind.as_str())];
+    text.sample(&kind, if connected { 1.0 } else { 0.0 });
+    text.family(
+        "tidemill_registry_connection_seconds",
+        Kind::Gauge,
+        "How long it has answered, or not answered.",
+    );
+    text.sample(&kind, seconds_of_ms(health.registry.since_ms));
+    text.family(
+        "tidemill_leadership_confirmed_seconds",
+        Kind::Gauge,
+        "How long ago the last confirmation of this JobManager's leadership was sent.",
+    );
+    if let Some(us) = view.confirmed_before_us {
+        text.sample(&[], seconds_of_us(us));
+    }
+    text.family(
+        "tidemill_take_over_seconds",
+        Kind::Gauge,
+        "How long this JobManager's last take-over took, from the election until it led, and of that: reading the list of jobs, and their graphs and pointers.",
+    );
+    if let Some(times) = &view.take_over {
+        let steps = [
+            ("total", times.total_us),
+            ("list", times.list_us),
+            ("load", times.load_us),
+        ];
+        for (step, us) in steps {
+            text.sample(&[("step", step)], seconds_of_us(us));
+        }
+    }
+}
+
+fn cluster(text: &mut Exposition, view: &MetricsView) {
+    let Some(cluster) = &view.health.cluster else {
+        return;
+    };
     text.family(
         "tidemill_leading_seconds",
         Kind::Gauge,
         "How long this JobManager has led.",
     );
-    text.sample(&[], seconds_of_ms(health.leading_for_ms));
+    text.sample(&[], seconds_of_ms(cluster.leading_for_ms));
     text.family(
         "tidemill_task_managers",
         Kind::Gauge,
         "TaskManagers that are connected.",
     );
-    text.sample(&[], f64::from(health.task_managers));
+    text.sample(&[], f64::from(cluster.task_managers));
     text.family(
         "tidemill_slots",
         Kind::Gauge,
         "Slots of the connected TaskManagers.",
     );
-    text.sample(&[], f64::from(health.slots));
+    text.sample(&[], f64::from(cluster.slots));
     text.family(
         "tidemill_slots_free",
         Kind::Gauge,
         "Slots that no job uses.",
     );
-    text.sample(&[], f64::from(health.slots_free));
+    text.sample(&[], f64::from(cluster.slots_free));
     text.family(
         "tidemill_jobs_active",
         Kind::Gauge,
         "Jobs that have not ended.",
     );
-    text.sample(&[], f64::from(health.jobs_active));
+    text.sample(&[], f64::from(cluster.jobs_active));
     text.family(
         "tidemill_task_manager_up",
         Kind::Gauge,

@@ -1,7 +1,7 @@
 //! The REST API: the only door through which users, the command line among them, reach a cluster.
 //!
-//! It turns requests into calls of a [`ClusterHandle`] and views into JSON. It never looks at a module, a graph or a
-//! machine's state, and decides nothing but who may ask.
+//! It turns requests into calls of a [`ClusterHandle`] and views into JSON, on the leader; on every other JobManager it
+//! names the leader. It never looks at a module, a graph or a machine's state, and decides nothing but who may ask.
 //!
 //! Nouns: a [`Problem`] (every error's body), [`router`] (every path), [`serve`].
 
@@ -12,6 +12,7 @@ mod metrics;
 mod openapi;
 mod problem;
 mod query;
+mod redirect;
 #[cfg(test)]
 mod tests;
 
@@ -30,7 +31,7 @@ use tokio::sync::Semaphore;
 
 use crate::ClusterHandle;
 
-pub use cluster::NodeList;
+pub use cluster::{JobManagerList, NodeList};
 pub use jobs::{CancelAccepted, JobList};
 pub use problem::{Problem, ProblemBody};
 
@@ -113,12 +114,14 @@ pub fn router(cluster: ClusterHandle, config: Arc<Config>) -> Router {
         .route("/v1/jobs/{job}/checkpoints", get(jobs::checkpoints))
         .route("/v1/jobs/{job}/logs", get(jobs::logs))
         .route("/v1/nodes", get(cluster::nodes))
+        .route("/v1/jobmanagers", get(cluster::job_managers))
         .route("/metrics", get(metrics::metrics))
         .route("/health", get(cluster::health))
         .route("/v1/openapi.json", get(openapi::openapi))
         .fallback(problem::no_such_path)
         .method_not_allowed_fallback(problem::no_such_method)
         .layer(DefaultBodyLimit::max(bytes_max))
+        .layer(from_fn_with_state(api.clone(), redirect::to_leader))
         .layer(from_fn_with_state(api.clone(), access::check))
         .with_state(api)
 }

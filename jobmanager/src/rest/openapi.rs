@@ -9,7 +9,7 @@ use super::{Problem, cluster, jobs, metrics};
 #[openapi(
     info(
         title = "Tidemill",
-        description = "Submit jobs to a Tidemill cluster and watch them. Every answer that is not a success has a Problem as its body. Where the cluster has a token, every path but /health and this one asks for it as `Authorization: Bearer TOKEN`.",
+        description = "Submit jobs to a Tidemill cluster and watch them. Every answer that is not a success has a Problem as its body. Every JobManager answers /health, /metrics and this path; all others only the leader, to which the others redirect (307). Where the cluster has a token, every path but /health and this one asks for it as `Authorization: Bearer TOKEN`.",
     ),
     paths(
         jobs::submit,
@@ -19,6 +19,7 @@ use super::{Problem, cluster, jobs, metrics};
         jobs::checkpoints,
         jobs::logs,
         cluster::nodes,
+        cluster::job_managers,
         cluster::health,
         metrics::metrics,
     ),

@@ -108,6 +108,9 @@ impl From<CancelError> for Refusal {
         match error {
             CancelError::UnknownJob(_) => Self::new(StatusCode::NOT_FOUND, "unknown-job", error),
             CancelError::Ended { .. } => Self::new(StatusCode::CONFLICT, "job-ended", error),
+            CancelError::InDoubt(_) => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "in-doubt", error)
+            }
             CancelError::Unavailable(error) => error.into(),
         }
     }
@@ -134,6 +137,10 @@ impl From<SubmitError> for Refusal {
             SubmitError::Storage { .. } => {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "storage-failed", error)
             }
+            SubmitError::RegistryAway { .. } => {
+                Self::new(StatusCode::SERVICE_UNAVAILABLE, "registry-away", error)
+            }
+            SubmitError::InDoubt => Self::new(StatusCode::SERVICE_UNAVAILABLE, "in-doubt", error),
             SubmitError::Unavailable(error) => error.into(),
         }
     }

@@ -7,15 +7,17 @@ use std::sync::{Arc, Mutex};
 
 use bytes::Bytes;
 use serde_json::{Value, json};
-use tidemill_config::Config;
-use tidemill_protocol::record::RestartStrategy;
-use tidemill_protocol::{JobId, TaskId};
-use tokio::sync::{mpsc, oneshot};
+use tidemill_config::{Config, Coordination};
+use tidemill_coordination::{Connection, KnownLeader};
+use tidemill_protocol::record::{JobManagerRecord, RestartStrategy};
+use tidemill_protocol::{Epoch, Incarnation, JobId, TaskId};
+use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::OpenApi;
 
 use super::openapi::Description;
 use super::{BindError, bind, metrics, serve};
 use crate::handle::Request;
+use crate::standing::{RegistryState, Standing};
 use crate::views::*;
 use crate::{CancelError, ClusterHandle, LogQuery, QueryError, SubmitError, SubmitOptions};
 
@@ -168,14 +170,67 @@ fn node() -> NodeView {
 
 fn health() -> HealthView {
     HealthView {
+        id: "jm-1".into(),
+        role: Role::Leader,
         leading: true,
-        epoch: 3,
+        epoch: Some(3),
+        leader: Some(LeaderView {
+            id: "jm-1".into(),
+            epoch: 3,
+            rest_url: "http://127.0.0.1:7421".into(),
+        }),
+        registry: RegistryView {
+            kind: "zookeeper".into(),
+            connection: RegistryConnection::Connected,
+            since_ms: 9_000,
+        },
         version: "0.1.0".into(),
-        leading_for_ms: 4_500,
-        task_managers: 1,
-        slots: 2,
-        slots_free: 1,
-        jobs_active: 1,
+        cluster: Some(ClusterView {
+            leading_for_ms: 4_500,
+            task_managers: 1,
+            slots: 2,
+            slots_free: 1,
+            jobs_active: 1,
+        }),
+    }
+}
+
+fn record(number: u64) -> JobManagerRecord {
+    JobManagerRecord {
+        id: format!("jm-{number}"),
+        incarnation: Incarnation(number),
+        control_address: format!("10.0.0.{number}:7420"),
+        rest_url: format!("http://10.0.0.{number}:7421"),
+    }
+}
+
+/// A JobManager that leads two others.
+fn leading() -> Standing {
+    let leader = KnownLeader {
+        epoch: Epoch(3),
+        record: record(1),
+    };
+    Standing {
+        me: record(1),
+        role: Role::Leader,
+        epoch: Some(Epoch(3)),
+        leader: Some(leader),
+        candidates: vec![record(1), record(2), record(3)],
+        registry: RegistryState {
+            kind: Coordination::ZooKeeper,
+            connection: Connection::Connected,
+            since: std::time::Instant::now(),
+        },
+    }
+}
+
+/// One that follows the leader that another is.
+fn following() -> Standing {
+    Standing {
+        me: record(2),
+        role: Role::Follower,
+        epoch: None,
+        ..leading()
     }
 }
 
@@ -198,6 +253,13 @@ fn log_page() -> LogPage {
 fn metrics_view() -> MetricsView {
     MetricsView {
         health: health(),
+        confirmed_before_us: Some(750_000),
+        take_over: Some(TakeOverView {
+            total_us: 30_000,
+            elected_us: 1_000,
+            list_us: 9_000,
+            load_us: 20_000,
+        }),
         nodes: vec![node()],
         jobs: vec![JobMetricsView {
             summary: summary(),
@@ -276,6 +338,7 @@ async fn answer(mut requests: mpsc::Receiver<Request>, submitted: Submitted, ask
                 let _ = reply.send(known(job).map(|()| view));
             }
             Request::Nodes(reply) => drop(reply.send(vec![node()])),
+            Request::JobManagers(reply) => drop(reply.send(leading().job_managers())),
             Request::Logs { job, query, reply } => {
                 let LogQuery { task, after, limit } = query;
                 note(format!("logs {task:?} {after:?} {limit}"));
@@ -299,6 +362,7 @@ struct Server {
     agent: ureq::Agent,
     submitted: Submitted,
     asked: Asked,
+    standing: watch::Sender<Standing>,
     stop: Option<oneshot::Sender<()>>,
     served: Option<tokio::task::JoinHandle<std::io::Result<()>>>,
 }
@@ -342,9 +406,10 @@ impl Server {
         let (submitted, asked) = (Submitted::default(), Asked::default());
         runtime.spawn(answer(received, submitted.clone(), asked.clone()));
         let (stop, stopped) = oneshot::channel::<()>();
+        let (standing, seen) = watch::channel(leading());
         let served = runtime.spawn(serve(
             listener,
-            ClusterHandle::new(requests),
+            ClusterHandle::new(requests, seen),
             config,
             async {
                 let _ = stopped.await;
@@ -352,6 +417,8 @@ impl Server {
         ));
         let agent = ureq::Agent::config_builder()
             .http_status_as_error(false)
+            .max_redirects(0)
+            .max_redirects_will_error(false)
             .build()
             .new_agent();
         Self {
@@ -360,6 +427,7 @@ impl Server {
             agent,
             submitted,
             asked,
+            standing,
             stop: Some(stop),
             served: Some(served),
         }
@@ -425,6 +493,7 @@ fn every_answer_has_the_documented_shape() {
         ("checkpoints.json", format!("/v1/jobs/{KNOWN}/checkpoints")),
         ("logs.json", format!("/v1/jobs/{KNOWN}/logs")),
         ("nodes.json", "/v1/nodes".to_owned()),
+        ("jobmanagers.json", "/v1/jobmanagers".to_owned()),
         ("health.json", "/health".to_owned()),
     ];
     for (golden, path) in paths {
@@ -465,6 +534,10 @@ fn metrics_are_prometheus_text() {
         )
     };
     has("tidemill_slots_free 1");
+    has("tidemill_jobmanager_role{role=\"leader\"} 1");
+    has("tidemill_jobmanager_role{role=\"follower\"} 0");
+    has("tidemill_registry_connected{kind=\"zookeeper\"} 1");
+    has("tidemill_take_over_seconds{step=\"total\"} 0.03");
     has(&format!(
         "tidemill_job_restarts_total{{job=\"{KNOWN}\",job_name=\"word \\\"count\\\"\"}} 2"
     ));
@@ -714,6 +787,91 @@ fn without_a_token_no_web_page_can_ask() {
 }
 
 #[test]
+fn a_follower_sends_every_question_to_the_leader_and_answers_for_itself() {
+    let server = Server::start(&[]);
+    server.standing.send_replace(following());
+    let job = format!("/v1/jobs/{KNOWN}/logs?task=1/0&limit=7");
+    for path in ["/v1/jobs", &job, "/v1/nodes", "/v1/jobmanagers", "/v2"] {
+        let answer = server.get(path);
+        assert_eq!(answer.status, 307, "{path}: {}", answer.body);
+        let location = format!("http://10.0.0.1:7421{path}");
+        assert_eq!(answer.headers["location"], location.as_str());
+    }
+    let (status, code, message) = server.upload("?name=n&param.a=b%20c", b"\0asm").problem();
+    assert_eq!((status, code.as_str()), (307, "not-the-leader"));
+    assert!(
+        message.contains("jm-1 at http://10.0.0.1:7421"),
+        "{message}"
+    );
+    assert!(
+        server
+            .submitted
+            .lock()
+            .expect("no test panics here")
+            .is_empty()
+    );
+    for path in ["/health", "/metrics", "/v1/openapi.json"] {
+        assert_eq!(server.get(path).status, 200, "{path}");
+    }
+}
+
+#[test]
+fn without_a_leader_it_is_said_who_might_lead_and_why_none_does() {
+    let server = Server::start(&[]);
+    let away = |standing: &mut Standing| {
+        standing.leader = None;
+        standing.registry.connection = Connection::Suspended;
+    };
+    server.standing.send_replace(following());
+    server.standing.send_modify(away);
+    let answer = server.get("/v1/jobs");
+    assert_eq!(answer.headers["retry-after"], "1");
+    let (status, code, message) = answer.problem();
+    assert_eq!((status, code.as_str()), (503, "no-leader"));
+    assert!(
+        message.contains("jm-3 at http://10.0.0.3:7421"),
+        "{message}"
+    );
+    assert!(
+        message.contains("ZooKeeper has not been reachable"),
+        "{message}"
+    );
+    // What is known of a leadership of its own that is over leads nowhere.
+    server.standing.send_replace(Standing {
+        role: Role::SteppingDown,
+        ..leading()
+    });
+    assert_eq!(server.get("/v1/jobs").problem().1, "no-leader");
+}
+
+#[test]
+fn a_question_waits_for_the_take_over_that_is_under_way() {
+    let server = Server::start(&[]);
+    server.standing.send_replace(Standing {
+        role: Role::TakingOver,
+        ..leading()
+    });
+    let standing = server.standing.clone();
+    server.runtime.spawn(async move {
+        // Whoever has come to wait for it has not been answered before.
+        while standing.receiver_count() < 3 {
+            tokio::task::yield_now().await;
+        }
+        standing.send_replace(leading());
+    });
+    assert_eq!(server.get("/v1/jobs").status, 200);
+}
+
+#[test]
+fn a_token_is_asked_for_before_the_leader_is_named() {
+    let server = Server::start(&["jobmanager.rest_token=secret"]);
+    server.standing.send_replace(following());
+    assert_eq!(server.get("/v1/jobs").status, 401);
+    let answer = server.get_with("/v1/jobs", &[("authorization", "Bearer secret")]);
+    assert_eq!(answer.status, 307);
+}
+
+#[test]
 fn the_api_binds_to_others_only_with_a_token_and_names_a_taken_port() {
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
@@ -763,6 +921,7 @@ fn the_description_covers_every_path_and_resolves_its_references() {
     let expected = [
         "/health",
         "/metrics",
+        "/v1/jobmanagers",
         "/v1/jobs",
         "/v1/jobs/{job}",
         "/v1/jobs/{job}/cancel",
