@@ -88,7 +88,14 @@ const PURE: &[&str] = &[
 ];
 
 /// All that this program may name, so that it compiles in seconds.
-const TOOL_MAY_NAME: &[&str] = &["anyhow", "clap", "libc", "serde_json", "tidemill-toolchain"];
+const TOOL_MAY_NAME: &[&str] = &[
+    "anyhow",
+    "clap",
+    "libc",
+    "serde_json",
+    "tidemill-toolchain",
+    "tidemill-zookeeper-ensemble",
+];
 
 impl Role {
     /// The roles of the workspace's crates that a crate of this role may depend on, and the same in a
@@ -98,7 +105,7 @@ impl Role {
             Self::Words => (&[Self::Words], "words know only words"),
             Self::Decisions => (&[Self::Words], "decisions know only words"),
             Self::Hands => (
-                &[Self::Words, Self::Prop],
+                &[Self::Words],
                 "hands know only words, not decisions nor each other",
             ),
             Self::Body => (
@@ -134,7 +141,10 @@ impl Role {
                 &[Self::Words, Self::Hands, Self::Guest, Self::Example],
                 "a micro-benchmark runs one hand or one job, never a cluster",
             ),
-            Self::Tool => (&[Self::Hands], "xtask knows only the toolchain"),
+            Self::Tool => (
+                &[Self::Hands, Self::Prop],
+                "xtask knows only the toolchain, and how ZooKeeper is started",
+            ),
         }
     }
 }
@@ -170,6 +180,8 @@ struct Member {
     manifest: String,
     /// The packages it names, of every kind (normal, build, dev).
     names: BTreeSet<String>,
+    /// Those of them that it names for its tests alone.
+    names_for_tests: BTreeSet<String>,
     /// The packages it reaches by normal dependencies, without those that run in the compiler.
     reaches: BTreeSet<String>,
 }
@@ -226,15 +238,21 @@ impl Graph {
                 .trim_start_matches(&root.display().to_string())
                 .trim_start_matches('/');
             let named = list(&package["dependencies"]);
+            let (for_tests, others): (Vec<&Value>, Vec<&Value>) = named
+                .iter()
+                .partition(|dependency| dependency["kind"] == "dev");
+            let names_of = |dependencies: &[&Value]| -> BTreeSet<String> {
+                let names = dependencies.iter().map(|dependency| &dependency["name"]);
+                names.map(text).collect()
+            };
+            let (for_tests, others) = (names_of(&for_tests), names_of(&others));
             members.insert(
                 name.clone(),
                 Member {
                     role: role_of(&name, manifest),
                     manifest: manifest.to_owned(),
-                    names: named
-                        .iter()
-                        .map(|dependency| text(&dependency["name"]))
-                        .collect(),
+                    names: for_tests.union(&others).cloned().collect(),
+                    names_for_tests: for_tests.difference(&others).cloned().collect(),
                     reaches: reach(&text(&package["id"]), &edges, &names),
                 },
             );
@@ -257,7 +275,9 @@ impl Graph {
             let (may_know, rule) = role.may_know();
             for known in member.names.iter().filter(|known| *known != name) {
                 let other = self.members.get(known).and_then(|other| other.role);
-                if other.is_some_and(|other| !may_know.contains(&other)) {
+                let is_prop_of_tests =
+                    other == Some(Role::Prop) && member.names_for_tests.contains(known);
+                if other.is_some_and(|other| !may_know.contains(&other)) && !is_prop_of_tests {
                     report(format!("depends on {known}, but {rule}"));
                 }
                 for (prefix, owners) in OWNED {
@@ -372,14 +392,20 @@ mod tests {
     use super::*;
 
     /// The violations of a workspace in which each crate depends on the named ones. A name with a `!`
-    /// is a procedural macro.
+    /// is a procedural macro; a dependency with a `?` is for tests alone.
     fn check(crates: &[(&str, &[&str])]) -> Vec<String> {
         let ours = |name: &str| name.starts_with("tidemill") || name == "xtask" || name == "new";
         let packages: Vec<Value> = crates
             .iter()
             .map(|(name, dependencies)| {
                 let kind = if name.ends_with('!') { "proc-macro" } else { "lib" };
-                let named: Vec<Value> = dependencies.iter().map(|name| json!({"name": name})).collect();
+                let named: Vec<Value> = dependencies
+                    .iter()
+                    .map(|name| match name.strip_suffix('?') {
+                        Some(name) => json!({"name": name, "kind": "dev"}),
+                        None => json!({"name": name}),
+                    })
+                    .collect();
                 json!({
                     "id": name, "name": name, "manifest_path": format!("/root/at/{name}/Cargo.toml"),
                     "targets": [{"kind": [kind]}], "dependencies": named,
@@ -470,6 +496,30 @@ mod tests {
             violations[0].contains("which only tidemill-transport may"),
             "{violations:?}"
         );
+    }
+
+    #[test]
+    fn a_prop_is_for_tests_and_the_simulator_for_decisions() {
+        let prop = "tidemill-zookeeper-ensemble";
+        let violations = check(&[
+            (prop, &[]),
+            ("tidemill-coordination", &["tidemill-zookeeper-ensemble?"]),
+            ("tidemill-tests", &[prop]),
+            ("tidemill-core", &[]),
+            ("tidemill-simulator", &["tidemill-core"]),
+        ]);
+        assert!(violations.is_empty(), "{violations:?}");
+        let violations = check(&[
+            (prop, &[]),
+            ("tidemill-coordination", &[prop]),
+            ("tidemill-simulator", &["tidemill-coordination"]),
+        ]);
+        assert_eq!(violations.len(), 2, "{violations:?}");
+        assert!(
+            violations[0].contains("hands know only words"),
+            "{violations:?}"
+        );
+        assert!(violations[1].contains("without hands"), "{violations:?}");
     }
 
     #[test]

@@ -33,7 +33,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Verb {
-    /// Make this machine able to compile jobs to Wasm. Quick when it already is.
+    /// Make this machine able to compile jobs to Wasm and to start ZooKeeper. Quick when it already is.
     Setup,
     /// Compile example jobs to Wasm and print the modules' paths.
     BuildWasm(build_wasm::Arguments),

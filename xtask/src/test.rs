@@ -7,7 +7,7 @@
 use anyhow::Context;
 
 use crate::workspace::{self, Workspace};
-use crate::{build_wasm, tools};
+use crate::{build_wasm, setup, tools};
 
 /// The path of the `tidemill` binary, for the tests.
 const BINARY_VARIABLE: &str = "TIDEMILL_BIN";
@@ -26,6 +26,7 @@ pub(crate) struct Arguments {
 /// Builds, then runs doctests, then all other tests.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
     tools::ensure(workspace, "nextest", "cargo-nextest")?;
+    setup::ensure_zookeeper()?;
     let modules = build_wasm::build(workspace, &[])?;
     let directory = modules
         .first()

@@ -34,6 +34,14 @@ impl Java {
         Ok(Self { java, class_path })
     }
 
+    /// Whether it can be run.
+    pub(crate) fn check(&self) -> Result<(), EnsembleError> {
+        let output = Command::new(&self.java).arg("-version").output();
+        output
+            .map(|_| ())
+            .map_err(|source| self.missing(&[], source))
+    }
+
     /// The command of a server: small, and soon there.
     pub(crate) fn server(
         &self,

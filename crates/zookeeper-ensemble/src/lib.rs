@@ -89,6 +89,14 @@ impl Options {
     }
 }
 
+/// Looks whether this machine has what servers need. It starts none.
+///
+/// # Errors
+/// When Java or ZooKeeper is missing; the error says what to install.
+pub fn check_installation() -> Result<(), EnsembleError> {
+    java::Java::find()?.check()
+}
+
 /// Why servers do not run.
 #[derive(Debug, thiserror::Error)]
 pub enum EnsembleError {
