@@ -252,6 +252,14 @@ impl Coordinator {
         self.retained.last().map(|retained| &retained.pointer)
     }
 
+    /// It and all lesser ones are published or never will be. Before all of this leader's there are those of the leaders
+    /// before it, which are over as well.
+    #[must_use]
+    pub fn over(&self) -> CheckpointId {
+        let in_flight = u64::from(self.current.is_some());
+        CheckpointId::new(self.epoch, self.counter - in_flight)
+    }
+
     /// The metadata of a completed checkpoint, when this leader has written or loaded it.
     #[must_use]
     pub fn metadata(&self, checkpoint: CheckpointId) -> Option<&CheckpointMetadata> {

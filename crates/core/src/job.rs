@@ -182,7 +182,10 @@ impl Job {
     ) -> Self {
         let mut job = Self::new(epoch, record, graph, pointers, RegionState::Adopting);
         match job.record.state.clone() {
-            JobState::Active => job.timers.set(Timer::Adoption, now + adoption_timeout),
+            JobState::Active => {
+                job.timers.set(Timer::Adoption, now + adoption_timeout);
+                job.load_last_checkpoint();
+            }
             JobState::Cancelling => {
                 job.phase = Phase::Cancelling;
                 job.end(now, JobState::Cancelled);
@@ -300,9 +303,11 @@ impl Job {
                     .loading
                     .filter(|loading| *loading != metadata.checkpoint);
                 self.coordinator.metadata_loaded(metadata);
+                self.judge_all(now);
             }
             Event::MetadataDamaged { checkpoint, reason } => {
                 self.checkpoint_damaged(now, checkpoint, reason);
+                self.judge_all(now);
             }
             Event::MetadataUnavailable { checkpoint, reason } => {
                 if self.loading == Some(checkpoint) {
@@ -336,7 +341,10 @@ impl Job {
                 Timer::Restart => self.delay_over(),
                 Timer::Adoption => self.adoption_over(now),
                 Timer::StoreAgain => self.store_record(),
-                Timer::LoadAgain => self.loading = None,
+                Timer::LoadAgain => {
+                    self.loading = None;
+                    self.judge_all(now);
+                }
                 Timer::Deploy => self.deployments_overdue(now),
             }
         }

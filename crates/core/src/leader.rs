@@ -25,6 +25,10 @@ const BROKEN_CHANNEL_GRACE: Duration = Duration::from_millis(500);
 /// How long two TaskManagers that could not reach each other are kept apart.
 const KEEP_APART: Duration = Duration::from_secs(300);
 
+/// Which part of the adoption timeout passes at least, although every announced TaskManager has registered: one whose
+/// session with the registry has just ended is not announced.
+const ANNOUNCED_GRACE_PART: u32 = 4;
+
 /// How a leader leads.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct LeaderConfig {
@@ -73,6 +77,9 @@ pub struct Leader {
     submissions: BTreeMap<JobId, (JobRecord, ExecutionGraph)>,
     broken: Vec<BrokenChannel>,
     keep_apart: BTreeMap<Pair, Time>,
+    /// Who has announced himself in the registry, and from when on that is taken for everybody.
+    announced: BTreeMap<TaskManagerId, Incarnation>,
+    everybody_at: Option<Time>,
     actions: VecDeque<Action>,
 }
 
@@ -81,6 +88,7 @@ impl Leader {
     #[must_use]
     pub fn new(now: Time, config: LeaderConfig, loaded: Vec<LoadedJob>) -> Self {
         let membership = Membership::new(config.cluster_config_hash, config.suspicion_timeout);
+        let grace = config.adoption_timeout / ANNOUNCED_GRACE_PART;
         let job = |LoadedJob {
                        record,
                        graph,
@@ -107,6 +115,8 @@ impl Leader {
             submissions: BTreeMap::new(),
             broken: Vec::new(),
             keep_apart: BTreeMap::new(),
+            announced: BTreeMap::new(),
+            everybody_at: Some(now + grace),
             actions: VecDeque::new(),
         };
         leader.settle(now);
@@ -124,6 +134,7 @@ impl Leader {
             } => {
                 self.registering(now, connection, registration);
             }
+            Event::Announced { task_managers } => self.announced = task_managers,
             Event::Message {
                 connection,
                 message,
@@ -152,6 +163,7 @@ impl Leader {
         let broken = self.broken.iter().map(|broken| broken.due);
         jobs.chain(broken)
             .chain(self.membership.next_timeout())
+            .chain(self.everybody_at)
             .min()
     }
 
@@ -171,6 +183,7 @@ impl Leader {
         for broken in due {
             self.channel_broken(now, broken);
         }
+        self.everybody_at = self.everybody_at.filter(|at| *at > now);
         for job in self.jobs.values_mut() {
             if job.poll_timeout().is_some_and(|due| due <= now) {
                 job.handle_timeout(now);
@@ -276,10 +289,28 @@ impl Leader {
 
     /// After every fact: what jobs want is passed on, and waiting ones are placed.
     fn settle(&mut self, now: Time) {
+        self.end_adoptions(now);
         self.drain_jobs();
         self.place(now);
         self.drain_jobs();
         self.forget_ended();
+    }
+
+    /// Jobs of which nothing was reported do not wait any longer once everybody has registered, unless one is left that
+    /// has run and comes first.
+    fn end_adoptions(&mut self, now: Time) {
+        let registered = |(id, life): (&TaskManagerId, &Incarnation)| {
+            let member = self.membership.member(id);
+            member.is_some_and(|member| member.registration.incarnation == *life)
+        };
+        let everybody = !self.announced.is_empty() && self.announced.iter().all(registered);
+        let has_run = |job: &Job| job.phase() == job::Phase::Adopting && job.has_run();
+        if self.everybody_at.is_some() || !everybody || self.jobs.values().any(has_run) {
+            return;
+        }
+        for job in self.jobs.values_mut().filter(|job| job.is_unreported()) {
+            job.end_adoption(now);
+        }
     }
 
     fn place(&mut self, now: Time) {

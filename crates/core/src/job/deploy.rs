@@ -12,7 +12,7 @@ use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
-use super::{Action, DEPLOY_TIMEOUT, Job, Note, RegionState, Task, TaskStatus, Timer};
+use super::{DEPLOY_TIMEOUT, Job, Note, RegionState, Task, TaskStatus, Timer};
 use crate::recovery::{self, NoPlan, RegionPlan, Situation};
 use crate::scheduler::Pair;
 use crate::time::Time;
@@ -63,9 +63,8 @@ impl Job {
         };
         if self.coordinator.metadata(last.checkpoint).is_some() {
             self.deploy_from(now, resources, Some(last.checkpoint));
-        } else if self.loading.is_none() {
-            self.loading = Some(last.checkpoint);
-            self.actions.push_back(Action::LoadMetadata(last));
+        } else {
+            self.load_last_checkpoint();
         }
     }
 

@@ -24,6 +24,18 @@ impl Job {
         task: TaskId,
         failure: TaskFailure,
     ) {
+        let cause = self.note_failure(now, on, task, failure);
+        self.fail(now, &[task].into(), &cause, 0);
+    }
+
+    /// A task's failure is remembered. Says what happened, for people.
+    pub(super) fn note_failure(
+        &mut self,
+        now: Time,
+        on: &TaskManagerId,
+        task: TaskId,
+        failure: TaskFailure,
+    ) -> String {
         let stage = self.graph.stage(task);
         let stage = stage.map_or_else(String::new, |stage| stage.name.clone());
         let cause = format!("task {task} ({stage}) failed on {on}: {}", failure.message);
@@ -45,7 +57,7 @@ impl Job {
             task: Some(task),
             failure,
         });
-        self.fail(now, &[task].into(), &cause, 0);
+        cause
     }
 
     /// A task was stopped, and not by its leader.
@@ -57,7 +69,6 @@ impl Job {
 
     pub(super) fn task_manager_lost(&mut self, now: Time, id: &TaskManagerId, reason: &str) {
         self.suspected.remove(id);
-        self.reports.retain(|_, report| report.from != *id);
         let there = self.placements.iter().filter(|(_, place)| *place == id);
         let lost: BTreeSet<TaskId> = there.map(|(task, _)| *task).collect();
         self.placements.retain(|_, place| place != id);
@@ -79,6 +90,7 @@ impl Job {
             self.blame_cluster(now, &cause);
             self.fail(now, &missed, &cause, missed.len());
         }
+        self.reporter_lost(now, id);
     }
 
     pub(super) fn suspect(&mut self, now: Time, id: TaskManagerId) {
@@ -173,7 +185,10 @@ impl Job {
                 reason: reason.clone(),
             },
         );
-        if !self.coordinator.damaged(checkpoint) && self.phase.is_active() {
+        // Tasks that run, or may be found running, need none of them.
+        let down = |region: &Region| !region.is_live() && region.state != RegionState::Adopting;
+        let some_down = self.regions.iter().any(down);
+        if !self.coordinator.damaged(checkpoint) && self.phase.is_active() && some_down {
             let reason = format!(
                 "no completed checkpoint is usable, and beginning anew would repeat what is committed; the last: {reason}"
             );

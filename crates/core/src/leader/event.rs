@@ -1,5 +1,6 @@
 //! What a leader is told and what it wants: the table of contents of a JobManager.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
@@ -32,6 +33,13 @@ pub enum Event {
         connection: ConnectionId,
         /// What it says.
         registration: Registration,
+    },
+    /// Who has announced himself in the registry: said at the take-over and whenever it changes. It introduces
+    /// TaskManagers and decides nothing about those that are registered; but when all of them are, nothing more will be
+    /// reported of jobs of which nothing was.
+    Announced {
+        /// Every TaskManager, with its life.
+        task_managers: BTreeMap<TaskManagerId, Incarnation>,
     },
     /// A registered TaskManager says something.
     Message {

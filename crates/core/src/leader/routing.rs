@@ -5,7 +5,7 @@ use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
 use tidemill_protocol::control::{Command, Registration, ToLeader};
-use tidemill_protocol::{AttemptId, Incarnation, JobId, TaskManagerId};
+use tidemill_protocol::{AttemptId, Epoch, Incarnation, JobId, TaskManagerId};
 
 use super::{Action, BROKEN_CHANNEL_GRACE, BrokenChannel, KEEP_APART, Leader, Note};
 use crate::checkpoint;
@@ -22,6 +22,15 @@ impl Leader {
         registration: Registration,
     ) {
         let (id, incarnation) = (registration.id.clone(), registration.incarnation);
+        if let Some(theirs) = self.later_epoch(&registration) {
+            let ours = self.config.epoch;
+            let reason = format!(
+                "TaskManager {id} runs attempts of epoch {theirs}, and this leader has epoch {ours}: it has been succeeded"
+            );
+            self.actions
+                .push_back(Action::RefuseTaskManager { connection, reason });
+            return;
+        }
         let (slots, address) = (registration.slots, registration.data_address.clone());
         let mut running: BTreeMap<JobId, Vec<_>> = BTreeMap::new();
         for task in &registration.running {
@@ -72,6 +81,12 @@ impl Leader {
         for task in running.into_values().flatten() {
             self.cancel_orphan(connection, task.job, task.attempt);
         }
+    }
+
+    /// The epoch of a later leader which the TaskManager has obeyed.
+    fn later_epoch(&self, registration: &Registration) -> Option<Epoch> {
+        let epochs = registration.running.iter().map(|task| task.attempt.epoch);
+        epochs.max().filter(|newest| *newest > self.config.epoch)
     }
 
     /// Stops what belongs to no job that this leader knows.
