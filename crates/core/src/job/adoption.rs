@@ -164,12 +164,7 @@ impl Job {
             Some(attempt) if !self.is_outdated(region, attempt) => {
                 self.adopt(now, region, attempt);
             }
-            Some(attempt) => {
-                let cause = format!(
-                    "attempt {attempt} was found running, but a later one had taken its place"
-                );
-                self.give_up_adoption(now, [region].into(), cause, 0);
-            }
+            Some(_) => self.drop_outdated(region),
             None => {
                 let count = attempts.len();
                 let cause = format!("its tasks were found under {count} different attempts");
@@ -200,6 +195,16 @@ impl Job {
         let metadata = last.and_then(|last| self.coordinator.metadata(last.checkpoint));
         let mut parts = metadata.iter().flat_map(|metadata| &metadata.tasks);
         parts.any(|part| self.region_of(part.task) == Some(region) && part.attempt > attempt)
+    }
+
+    /// What was found of a region had been replaced before: it is stopped, and its successor may still be reported.
+    fn drop_outdated(&mut self, region: usize) {
+        for task in self.region_tasks[region].clone() {
+            self.placements.remove(&task);
+            if let Some(report) = self.reports.remove(&task).filter(|one| one.found.lives()) {
+                self.stop(&report.from, report.attempt, task);
+            }
+        }
     }
 
     /// Takes a region over as it is. What failed in it meanwhile fails now.

@@ -12,7 +12,7 @@ use tidemill_protocol::control::{Command, FromLeader, ToLeader};
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::record::{CheckpointPointers, JobRecord, JobState};
 use tidemill_protocol::{
-    AttemptId, CheckpointId, Epoch, ExecutionGraph, JobId, TaskId, TaskManagerId,
+    AttemptId, CheckpointId, Epoch, ExecutionGraph, Incarnation, JobId, TaskId, TaskManagerId,
 };
 
 use crate::task_manager::{Behaviour, TaskManager};
@@ -40,6 +40,10 @@ pub(crate) struct Cluster {
     pub(crate) metadata_fails: bool,
     /// Metadata objects that are damaged.
     pub(crate) metadata_damaged: BTreeSet<CheckpointId>,
+    /// Jobs whose metadata objects are gone.
+    pub(crate) metadata_lost: BTreeSet<JobId>,
+    /// The store does not answer when metadata is read.
+    pub(crate) metadata_unavailable: bool,
     pub(crate) records: BTreeMap<JobId, JobRecord>,
     pub(crate) graphs: BTreeMap<JobId, ExecutionGraph>,
     pub(crate) pointers: BTreeMap<JobId, CheckpointPointers>,
@@ -51,6 +55,8 @@ pub(crate) struct Cluster {
     pub(crate) notes: Vec<String>,
     /// Checkpoints that were damaged: only then an older one is gone back to.
     pub(crate) fallbacks: u32,
+    /// TaskManagers that nothing reaches that is said to them.
+    pub(crate) deaf: BTreeSet<String>,
     /// The JobManager does so many more things and then hangs, until it is restarted.
     pub(crate) halt_after: Option<u32>,
     metadata: BTreeMap<(JobId, CheckpointId), CheckpointMetadata>,
@@ -84,6 +90,8 @@ impl Cluster {
             records_fail: false,
             metadata_fails: false,
             metadata_damaged: BTreeSet::new(),
+            metadata_lost: BTreeSet::new(),
+            metadata_unavailable: false,
             records: BTreeMap::new(),
             graphs: BTreeMap::new(),
             pointers: BTreeMap::new(),
@@ -94,6 +102,7 @@ impl Cluster {
             refused: vec![],
             notes: vec![],
             fallbacks: 0,
+            deaf: BTreeSet::new(),
             halt_after: None,
             metadata: BTreeMap::new(),
             epoch: 1,
@@ -146,6 +155,17 @@ impl Cluster {
         self.lose(connection, HowLost::StreamBroken);
     }
 
+    /// The leader hears nothing of it any more; the process lives, and so do its tasks.
+    pub(crate) fn isolate(&mut self, name: &str) {
+        let connection = self
+            .task_managers
+            .get_mut(name)
+            .expect("it lives")
+            .connection
+            .take();
+        self.lose(connection, HowLost::Silent);
+    }
+
     fn lose(&mut self, connection: Option<ConnectionId>, how: HowLost) {
         if let Some(connection) = connection {
             self.to_leader.retain(|(from, _)| *from != connection);
@@ -183,6 +203,13 @@ impl Cluster {
         });
         self.leader = Leader::new(self.now, config(self.epoch), loaded.collect());
         self.run();
+    }
+
+    /// The registry says who has announced himself.
+    pub(crate) fn announce(&mut self) {
+        let life = |one: &TaskManager| (one.id.clone(), Incarnation(one.incarnation));
+        let task_managers = self.task_managers.values().map(life).collect();
+        self.tell(Event::Announced { task_managers });
     }
 
     /// Every living TaskManager meets the new leader.
@@ -377,7 +404,11 @@ impl Cluster {
     }
 
     fn load_metadata(&mut self, job: JobId, checkpoint: CheckpointId) {
-        let result = if self.metadata_damaged.contains(&checkpoint) {
+        let lost = self.metadata_lost.contains(&job);
+        let result = if self.metadata_unavailable {
+            let reason = "timed out".to_owned();
+            job::Event::MetadataUnavailable { checkpoint, reason }
+        } else if lost || self.metadata_damaged.contains(&checkpoint) {
             let reason = "checksum".to_owned();
             job::Event::MetadataDamaged { checkpoint, reason }
         } else {
@@ -471,6 +502,9 @@ impl Cluster {
         let Some(task_manager) = self.task_managers.values_mut().find(connected) else {
             return;
         };
+        if self.deaf.contains(&task_manager.id.0) {
+            return;
+        }
         match &message.command {
             Command::Deploy(deployment) => {
                 let last = self.published.get(&deployment.job).copied();
@@ -520,7 +554,7 @@ impl Cluster {
                     .at(connection)
                     .filter(|member| member.is_usable())
             });
-            if met.is_none() {
+            if met.is_none() || self.deaf.contains(&task_manager.id.0) {
                 continue;
             }
             for (key, execution) in &task_manager.tasks {

@@ -41,6 +41,8 @@ pub(crate) struct TaskManager {
     pub(crate) tasks: BTreeMap<(JobId, TaskId), Execution>,
     /// The checkpoint and the finished tasks that each completed word was about, for the checks.
     pub(crate) completed: Vec<(JobId, CheckpointId)>,
+    /// What it was told will never be published.
+    pub(crate) aborted: Vec<(JobId, CheckpointId)>,
     worker: Worker,
 }
 
@@ -61,6 +63,7 @@ impl TaskManager {
             connection: None,
             tasks: BTreeMap::new(),
             completed: Vec::new(),
+            aborted: Vec::new(),
             worker: Worker::default(),
         }
     }
@@ -229,7 +232,11 @@ impl TaskManager {
                 };
                 (!behaviour.commits_stall).then_some(committed)
             }
-            CheckpointWord::Announce | CheckpointWord::Abort => None,
+            CheckpointWord::Abort => {
+                self.aborted.push((job, checkpoint));
+                None
+            }
+            CheckpointWord::Announce => None,
         }
     }
 }
