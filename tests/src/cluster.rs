@@ -1,8 +1,9 @@
-//! A cluster in a directory of its own: certificates, a configuration file, one JobManager, some TaskManagers.
+//! A cluster in a directory of its own: certificates, a configuration file, JobManagers and TaskManagers; with several
+//! JobManagers a ZooKeeper ensemble too.
 
 use std::env;
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::thread;
 use std::time::Duration;
@@ -10,127 +11,128 @@ use std::time::Duration;
 use anyhow::{Context, bail, ensure};
 use serde_json::Value;
 use tempfile::TempDir;
+use tidemill_zookeeper_ensemble::{Ensemble, Options, Place};
 
+use crate::launch::{Addresses, Launcher, START_LIMIT, TOKEN, clean_environment};
 use crate::log::{complaints, tail};
-use crate::{Job, Process, Rest, tidemill, wait_for};
+use crate::network::Network;
+use crate::{ClusterOptions, Job, Process, Rest, wait_for};
 
-/// How long a process may take until it listens or has registered, on a machine that does other things too.
-const START_LIMIT: Duration = Duration::from_secs(30);
 /// How long a process may take to end when it is asked to.
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How much of each log is shown after a failure.
 const LOG_TAIL_LINES: usize = 60;
-
-/// What a cluster is made of.
-#[derive(Clone, Debug)]
-pub struct ClusterOptions {
-    /// TaskManagers, called `tm-1`, `tm-2`, …
-    pub task_managers: u32,
-    /// Slots of each.
-    pub slots: u32,
-    /// Settings of every process, beside what a cluster in one directory needs: key and value.
-    pub settings: Vec<(&'static str, String)>,
-}
-
-impl Default for ClusterOptions {
-    /// Three TaskManagers with two slots each, which report often and restart jobs at once.
-    fn default() -> Self {
-        let settings = [
-            ("jobmanager.report_interval_ms", "50"),
-            ("checkpoints.interval_ms", "300"),
-            ("restart.strategy", "fixed-delay"),
-            ("restart.fixed_delay_attempts", "1000"),
-            ("restart.fixed_delay_ms", "0"),
-        ];
-        Self {
-            task_managers: 3,
-            slots: 2,
-            settings: settings.map(|(key, value)| (key, value.to_owned())).into(),
-        }
-    }
-}
-
-impl ClusterOptions {
-    /// These options with one more setting, which overrules an earlier one of the same key.
-    #[must_use]
-    pub fn set(mut self, key: &'static str, value: impl ToString) -> Self {
-        self.settings.retain(|(known, _)| *known != key);
-        self.settings.push((key, value.to_string()));
-        self
-    }
-}
+/// The servers of an ensemble: one may fail.
+const SERVERS: usize = 3;
+/// The host on which all servers of an ensemble run, where processes have hosts.
+pub const ZOOKEEPER_HOST: &str = "zk";
 
 /// Running processes, and the directory with all that they keep.
 #[derive(Debug)]
 pub struct Cluster {
-    tidemill: PathBuf,
-    directory: TempDir,
     options: ClusterOptions,
-    jobmanager: Process,
-    quic_address: String,
-    rest_address: String,
+    launcher: Launcher,
     rest: Rest,
+    jobmanagers: Vec<JobManager>,
     /// Index i is `tm-(i+1)`: the present process of this name, or the last.
     taskmanagers: Vec<Process>,
+    ensemble: Option<Ensemble>,
     expected_errors: Vec<String>,
     is_shut_down: bool,
+    directory: TempDir,
+}
+
+#[derive(Debug)]
+struct JobManager {
+    process: Process,
+    addresses: Addresses,
+}
+
+/// A JobManager that says that it leads.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leader {
+    /// Which of the JobManagers.
+    pub index: usize,
+    /// Its epoch.
+    pub epoch: u64,
+    /// How long it has led, in milliseconds.
+    pub leading_for_ms: u64,
 }
 
 impl Cluster {
-    /// Starts a JobManager, then the TaskManagers, and waits until all have registered.
+    /// Starts everything, and waits until one JobManager leads and all TaskManagers have registered.
+    ///
+    /// # Errors
+    /// When a process does not start or register in time, or the network cannot be made.
+    pub fn start(options: ClusterOptions) -> anyhow::Result<Self> {
+        ensure!(!options.has_network, "such a cluster is tried first");
+        let cluster = Self::try_start(options)?;
+        cluster.context("only a network can be out of reach")
+    }
+
+    /// Like [`Cluster::start`]; `None`, with the reason on the screen, where this user cannot make a network.
     ///
     /// # Errors
     /// When a process does not start or register in time.
-    pub fn start(options: ClusterOptions) -> anyhow::Result<Self> {
-        let tidemill = tidemill()?;
+    pub fn try_start(options: ClusterOptions) -> anyhow::Result<Option<Self>> {
         let directory = tempfile::Builder::new()
             .prefix("tidemill-test-")
             .tempdir()?;
+        let network = match options.has_network {
+            false => None,
+            true => {
+                let mut hosts = options.jobmanager_names();
+                hosts.extend(options.taskmanager_names());
+                hosts.push(ZOOKEEPER_HOST.to_owned());
+                let Some(network) = Network::create(&hosts)? else {
+                    return Ok(None);
+                };
+                Some(network)
+            }
+        };
+        let ensemble = match options.has_election() {
+            false => None,
+            true => Some(start_ensemble(network.as_ref())?),
+        };
+        let servers = ensemble.as_ref().map_or_else(Vec::new, Ensemble::addresses);
         fs::write(
             directory.path().join("tidemill.toml"),
-            configuration(directory.path(), &options),
+            options.configuration(directory.path(), &servers),
         )?;
-        issue_certificates(&tidemill, directory.path())?;
-        let (jobmanager, addresses) =
-            start_jobmanager(&tidemill, directory.path(), ["127.0.0.1:0", "127.0.0.1:0"])?;
-        let address = |key: &str| {
-            let text = addresses[key].as_str();
-            text.map(str::to_owned)
-                .with_context(|| format!("no {key} in {addresses}"))
-        };
-        let rest_address = address("rest_address")?;
+        let launcher = Launcher::new(directory.path(), network)?;
+        launcher.issue_certificates()?;
+        let jobmanagers = start_jobmanagers(&launcher, &options.jobmanager_names())?;
+        let token = launcher.network.as_ref().map(|_| TOKEN);
+        let rest: Vec<String> = jobmanagers
+            .iter()
+            .map(|jobmanager| jobmanager.addresses.rest.clone())
+            .collect();
         let mut cluster = Self {
-            quic_address: address("quic_address")?,
-            rest: Rest::new(&rest_address),
-            rest_address,
-            tidemill,
+            rest: Rest::of(&rest, token),
+            launcher,
             directory,
-            options,
-            jobmanager,
+            jobmanagers,
             taskmanagers: Vec::new(),
+            ensemble,
             expected_errors: Vec::new(),
             is_shut_down: false,
+            options,
         };
-        for number in 1..=cluster.options.task_managers {
-            let process = cluster.spawn_taskmanager(number)?;
+        for name in cluster.options.taskmanager_names() {
+            let process = cluster.spawn_taskmanager(&name)?;
             cluster.taskmanagers.push(process);
         }
         cluster.wait_for_registration()?;
-        Ok(cluster)
+        Ok(Some(cluster))
     }
 
-    fn spawn_taskmanager(&self, number: u32) -> anyhow::Result<Process> {
-        let id = format!("tm-{number}");
-        let mut command = server(&self.tidemill, self.directory.path(), "taskmanager");
-        command
-            .args(set("taskmanager.id", &id))
-            .args(set(
-                "taskmanager.data_dir",
-                &self.directory.path().join(&id).to_string_lossy(),
-            ))
-            .args(set("taskmanager.slots", &self.options.slots.to_string()))
-            .args(set("taskmanager.jobmanagers", &self.quic_address));
-        Process::start(&id, &mut command, self.directory.path())
+    fn spawn_taskmanager(&self, name: &str) -> anyhow::Result<Process> {
+        let jobmanager = match self.options.has_election() {
+            true => None,
+            false => Some(self.quic_address()),
+        };
+        self.launcher
+            .taskmanager(name, self.options.slots, jobmanager)
     }
 
     /// Starts every TaskManager that was killed again, and waits until all are registered.
@@ -153,8 +155,8 @@ impl Cluster {
     pub fn restart_taskmanager(&mut self, index: usize) -> anyhow::Result<()> {
         // Its data directory is locked until it is gone for good.
         self.taskmanagers[index].wait(STOP_LIMIT)?;
-        let number = u32::try_from(index)? + 1;
-        self.taskmanagers[index] = self.spawn_taskmanager(number)?;
+        let name = self.taskmanagers[index].name().to_owned();
+        self.taskmanagers[index] = self.spawn_taskmanager(&name)?;
         Ok(())
     }
 
@@ -163,14 +165,22 @@ impl Cluster {
     /// # Errors
     /// When it does not listen in time.
     pub fn restart_jobmanager(&mut self) -> anyhow::Result<()> {
-        self.jobmanager.wait(STOP_LIMIT)?;
-        let addresses = [self.quic_address.as_str(), self.rest_address.as_str()];
-        let (jobmanager, _) = start_jobmanager(&self.tidemill, self.directory.path(), addresses)?;
-        self.jobmanager = jobmanager;
+        self.restart_jobmanager_at(0)
+    }
+
+    /// Starts one of the JobManagers, which was killed, again: on its old addresses, with all that it kept.
+    ///
+    /// # Errors
+    /// When it does not listen in time.
+    pub fn restart_jobmanager_at(&mut self, index: usize) -> anyhow::Result<()> {
+        let JobManager { process, addresses } = &mut self.jobmanagers[index];
+        process.wait(STOP_LIMIT)?;
+        *process = self.launcher.jobmanager(process.name(), addresses)?;
+        self.launcher.listening(process)?;
         Ok(())
     }
 
-    /// Waits until as many TaskManagers are connected as run.
+    /// Waits until as many TaskManagers are connected to the leader as run.
     ///
     /// # Errors
     /// When they are not in time.
@@ -183,6 +193,36 @@ impl Cluster {
         self.wait_for("the TaskManagers to register", START_LIMIT, |cluster| {
             let health = cluster.rest.get("/health")?;
             Ok((health["task_managers"].as_u64() == Some(running)).then_some(()))
+        })
+    }
+
+    /// Who leads, as far as the JobManagers that can answer say: the one with the greatest epoch.
+    #[must_use]
+    pub fn leader(&self) -> Option<Leader> {
+        let running = self.jobmanagers.iter().enumerate();
+        let running = running.filter(|(_, it)| !it.process.is_killed() && !it.process.is_frozen());
+        let leading = running.filter_map(|(index, _)| self.leads(index));
+        leading.max_by_key(|leader| leader.epoch)
+    }
+
+    /// What a JobManager says of itself if it leads.
+    #[must_use]
+    pub fn leads(&self, index: usize) -> Option<Leader> {
+        let health = self.rest.at(index).get("/health").ok()?;
+        (health["leading"] == true).then_some(Leader {
+            index,
+            epoch: health["epoch"].as_u64()?,
+            leading_for_ms: health["leading_for_ms"].as_u64()?,
+        })
+    }
+
+    /// Waits until somebody leads in an epoch after `epoch`; 0: in any.
+    ///
+    /// # Errors
+    /// When nobody does in time.
+    pub fn wait_for_leader(&mut self, epoch: u64, limit: Duration) -> anyhow::Result<Leader> {
+        self.wait_for("a leader", limit, |cluster| {
+            Ok(cluster.leader().filter(|leader| leader.epoch > epoch))
         })
     }
 
@@ -207,8 +247,10 @@ impl Cluster {
     /// # Errors
     /// See above.
     pub fn check(&mut self) -> anyhow::Result<()> {
-        self.jobmanager.check()?;
-        self.taskmanagers.iter_mut().try_for_each(Process::check)
+        let jobmanagers = self.jobmanagers.iter_mut().map(|it| &mut it.process);
+        jobmanagers
+            .chain(&mut self.taskmanagers)
+            .try_for_each(Process::check)
     }
 
     /// Submits a job with `tidemill run --detach`.
@@ -230,24 +272,39 @@ impl Cluster {
         let submitted: Value = serde_json::from_str(&printed)
             .with_context(|| format!("`tidemill run --output json` printed no JSON: {printed}"))?;
         match submitted["id"].as_str() {
-            Some(id) => Ok(Job::new(self.rest.clone(), id)),
+            Some(id) => Ok(self.job(id)),
             None => bail!("no id in {submitted}"),
         }
     }
 
-    /// Runs `tidemill` with these arguments against this cluster, to its end.
+    /// A job that is known by its id.
+    #[must_use]
+    pub fn job(&self, id: &str) -> Job {
+        Job::new(self.rest.clone(), id)
+    }
+
+    /// Runs `tidemill` with these arguments against this cluster's leader, to its end.
     ///
     /// # Errors
     /// When it cannot be started.
     pub fn run(&self, arguments: &[String]) -> anyhow::Result<Output> {
-        let mut command = Command::new(&self.tidemill);
-        let command = clean_environment(&mut command)
-            .args(arguments)
-            .args(["--jobmanager", self.rest.url()]);
-        command
-            .stdin(Stdio::null())
+        self.command(self.rest.url(), arguments)
             .output()
             .context("cannot start `tidemill`")
+    }
+
+    /// The command `tidemill` with these arguments, for the JobManager at `url`.
+    #[must_use]
+    pub fn command(&self, url: &str, arguments: &[String]) -> Command {
+        let mut command = Command::new(&self.launcher.tidemill);
+        clean_environment(&mut command)
+            .args(arguments)
+            .args(["--jobmanager", url])
+            .stdin(Stdio::null());
+        if let Some(token) = self.rest.token() {
+            command.args(["--token", token]);
+        }
+        command
     }
 
     /// The REST API.
@@ -256,10 +313,10 @@ impl Cluster {
         &self.rest
     }
 
-    /// The JobManager's QUIC address, `host:port`.
+    /// The (first) JobManager's QUIC address, `host:port`.
     #[must_use]
     pub fn quic_address(&self) -> &str {
-        &self.quic_address
+        &self.jobmanagers[0].addresses.quic
     }
 
     /// The directory of this cluster; a test may put its own files there.
@@ -268,14 +325,38 @@ impl Cluster {
         self.directory.path()
     }
 
-    /// The JobManager.
+    /// The (first) JobManager.
     pub fn jobmanager(&mut self) -> &mut Process {
-        &mut self.jobmanager
+        &mut self.jobmanagers[0].process
+    }
+
+    /// One of the JobManagers; index i is `jm-(i+1)`.
+    pub fn jobmanager_at(&mut self, index: usize) -> &mut Process {
+        &mut self.jobmanagers[index].process
     }
 
     /// The TaskManagers; index i is `tm-(i+1)`.
     pub fn taskmanagers(&mut self) -> &mut [Process] {
         &mut self.taskmanagers
+    }
+
+    /// The ZooKeeper servers.
+    ///
+    /// # Panics
+    /// When the cluster has one JobManager, and no ensemble.
+    #[must_use]
+    pub fn ensemble(&self) -> &Ensemble {
+        self.ensemble.as_ref().expect("a cluster with an election")
+    }
+
+    /// The network whose connections can be cut.
+    ///
+    /// # Panics
+    /// When the cluster has none.
+    #[must_use]
+    pub fn network(&self) -> &Network {
+        let network = self.launcher.network.as_ref();
+        network.expect("a cluster with a network")
     }
 
     /// Announces that processes will log errors that contain this text.
@@ -289,7 +370,8 @@ impl Cluster {
     /// See above.
     pub fn shut_down(mut self) -> anyhow::Result<()> {
         self.check()?;
-        let all = self.taskmanagers.iter_mut().chain([&mut self.jobmanager]);
+        let jobmanagers = self.jobmanagers.iter_mut().map(|it| &mut it.process);
+        let all = self.taskmanagers.iter_mut().chain(jobmanagers);
         for process in all.filter(|process| !process.is_killed()) {
             let status = process.terminate(STOP_LIMIT)?;
             ensure!(
@@ -304,7 +386,8 @@ impl Cluster {
     }
 
     fn logs(&self) -> impl Iterator<Item = (&str, String)> {
-        let all = [&self.jobmanager].into_iter().chain(&self.taskmanagers);
+        let jobmanagers = self.jobmanagers.iter().map(|it| &it.process);
+        let all = jobmanagers.chain(&self.taskmanagers);
         all.map(|process| (process.name(), process.log()))
     }
 
@@ -328,6 +411,12 @@ impl Drop for Cluster {
             for (name, log) in self.logs() {
                 eprintln!("--- the end of {name}.log:\n{}", tail(&log, LOG_TAIL_LINES));
             }
+            if let Some(ensemble) = &self.ensemble {
+                for server in 0..ensemble.size() {
+                    let end = ensemble.log_end(server);
+                    eprintln!("--- the end of ZooKeeper server {server}'s log:\n{end}");
+                }
+            }
         }
         if env::var_os("TIDEMILL_TESTS_KEEP").is_some() {
             self.directory.disable_cleanup(true);
@@ -341,93 +430,28 @@ impl Drop for Cluster {
     }
 }
 
-/// What is the same for all processes.
-fn configuration(directory: &Path, options: &ClusterOptions) -> String {
-    let path = |name: &str| directory.join(name).to_string_lossy().into_owned();
-    let common = [
-        (
-            "cluster.checkpoint_store_url",
-            format!("file://{}", path("store")),
-        ),
-        ("jobmanager.data_dir", path("jobmanager")),
-        ("tls.dir", path("tls")),
-        ("log.format", "json".to_owned()),
-    ];
-    let mut text = String::new();
-    for (key, value) in common.iter().chain(&options.settings) {
-        let value = match value.parse::<u64>() {
-            Ok(_) => value.clone(),
-            Err(_) => Value::from(value.as_str()).to_string(),
+/// Servers on loopback, or all on one host of the network.
+fn start_ensemble(network: Option<&Network>) -> anyhow::Result<Ensemble> {
+    let mut options = Options::with_servers(SERVERS);
+    if let Some(network) = network {
+        let place = Place {
+            address: network.address(ZOOKEEPER_HOST)?.parse()?,
+            launcher: network.launcher(ZOOKEEPER_HOST),
         };
-        text.push_str(&format!("{key} = {value}\n"));
+        options.places = vec![place; SERVERS];
     }
-    text
+    Ok(Ensemble::start(options)?)
 }
 
-fn issue_certificates(tidemill: &Path, directory: &Path) -> anyhow::Result<()> {
-    let mut command = Command::new(tidemill);
-    let command = clean_environment(&mut command)
-        .args(["certs", "--out"])
-        .arg(directory.join("tls"));
-    let output = command
-        .stdin(Stdio::null())
-        .output()
-        .context("cannot start `tidemill certs`")?;
-    ensure!(
-        output.status.success(),
-        "`tidemill certs` failed ({}): {}",
-        output.status,
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(())
-}
-
-/// Starts a JobManager on the given QUIC and REST addresses, and waits until it says where it listens.
-fn start_jobmanager(
-    tidemill: &Path,
-    directory: &Path,
-    [quic, rest]: [&str; 2],
-) -> anyhow::Result<(Process, Value)> {
-    let told = directory.join("jobmanager/addresses.json");
-    // That of an earlier life would be taken for the new one's.
-    match fs::remove_file(&told) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => return Err(error.into()),
-        _ => {}
+/// Starts all, then waits for each.
+fn start_jobmanagers(launcher: &Launcher, names: &[String]) -> anyhow::Result<Vec<JobManager>> {
+    let mut processes = Vec::new();
+    for name in names {
+        processes.push(launcher.jobmanager(name, &launcher.first_addresses(name)?)?);
     }
-    let mut command = server(tidemill, directory, "jobmanager");
-    command
-        .args(set("jobmanager.quic_address", quic))
-        .args(set("jobmanager.rest_address", rest));
-    let mut process = Process::start("jobmanager", &mut command, directory)?;
-    let addresses = wait_for("the JobManager to listen", START_LIMIT, || {
-        if let Err(error) = process.check() {
-            return Ok(Some(Err(error)));
-        }
-        let bytes = fs::read(&told)?;
-        Ok(Some(Ok(serde_json::from_slice(&bytes)?)))
-    })??;
-    Ok((process, addresses))
-}
-
-fn server(tidemill: &Path, directory: &Path, kind: &str) -> Command {
-    let mut command = Command::new(tidemill);
-    clean_environment(&mut command)
-        .args([kind, "--config"])
-        .arg(directory.join("tidemill.toml"))
-        .current_dir(directory);
-    command
-}
-
-fn set(key: &str, value: &str) -> [String; 2] {
-    ["--set".to_owned(), format!("{key}={value}")]
-}
-
-/// A developer's own `TIDEMILL_…` variables are meant for another cluster.
-fn clean_environment(command: &mut Command) -> &mut Command {
-    for (name, _) in env::vars_os() {
-        if name.to_string_lossy().starts_with("TIDEMILL_") {
-            command.env_remove(name);
-        }
-    }
-    command
+    let listening = |mut process: Process| {
+        let addresses = launcher.listening(&mut process)?;
+        Ok(JobManager { process, addresses })
+    };
+    processes.into_iter().map(listening).collect()
 }

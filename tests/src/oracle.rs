@@ -66,8 +66,16 @@ impl RollingCounts {
     /// # Errors
     /// When they differ, with the first differences.
     pub fn check(&self, directory: &Path) -> anyhow::Result<()> {
+        self.check_records(&records(directory)?)
+    }
+
+    /// Compares records, wherever they came out, with what they must be.
+    ///
+    /// # Errors
+    /// When they differ, with the first differences.
+    pub fn check_records(&self, records: &[Value]) -> anyhow::Result<()> {
         let mut seen: BTreeMap<String, BTreeMap<u64, u64>> = BTreeMap::new();
-        for record in records(directory)? {
+        for record in records {
             let key = match &record[self.key_field] {
                 Value::String(text) => text.clone(),
                 Value::Number(number) => number.to_string(),

@@ -21,6 +21,7 @@ pub struct Process {
     log: PathBuf,
     /// Killed by the test: that it is gone is no surprise.
     is_killed: bool,
+    is_frozen: bool,
 }
 
 impl Process {
@@ -58,6 +59,7 @@ impl Process {
             child,
             log,
             is_killed: false,
+            is_frozen: false,
         })
     }
 
@@ -86,6 +88,12 @@ impl Process {
         self.is_killed
     }
 
+    /// Whether the test has stopped it.
+    #[must_use]
+    pub fn is_frozen(&self) -> bool {
+        self.is_frozen
+    }
+
     /// Ends it with SIGKILL. Does not wait: the kernel takes its time to free the memory, and that is part of what is
     /// measured.
     ///
@@ -103,6 +111,7 @@ impl Process {
     /// When the signal cannot be sent.
     pub fn freeze(&mut self) -> anyhow::Result<()> {
         self.check()?;
+        self.is_frozen = true;
         self.signal(libc::SIGSTOP)
     }
 
@@ -111,6 +120,7 @@ impl Process {
     /// # Errors
     /// When the signal cannot be sent.
     pub fn thaw(&mut self) -> anyhow::Result<()> {
+        self.is_frozen = false;
         self.signal(libc::SIGCONT)
     }
 
@@ -119,10 +129,18 @@ impl Process {
     /// # Errors
     /// When it does not end in time.
     pub fn terminate(&mut self, limit: Duration) -> anyhow::Result<ExitStatus> {
+        self.ask_to_end()?;
+        self.wait(limit)
+    }
+
+    /// Asks it with SIGTERM to end.
+    ///
+    /// # Errors
+    /// When it has ended by itself before.
+    pub fn ask_to_end(&mut self) -> anyhow::Result<()> {
         self.check()?;
         self.is_killed = true;
-        self.signal(libc::SIGTERM)?;
-        self.wait(limit)
+        self.signal(libc::SIGTERM)
     }
 
     /// Waits until it has ended.

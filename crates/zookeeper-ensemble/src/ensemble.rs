@@ -46,25 +46,27 @@ impl Ensemble {
             EnsembleError::Directory { path, source }
         })?;
         // All are held until the last is found.
-        let held = options
-            .places
-            .iter()
-            .map(|place| ports::free(place.address, 4))
-            .collect::<Result<Vec<_>, _>>()?;
-        let ports: Vec<Ports> = held
-            .iter()
-            .zip(&options.places)
-            .map(|(held, place)| {
-                let port = |at: usize| held[at].local_addr().map_or(0, |address| address.port());
-                Ports {
-                    address: place.address,
-                    clients: port(0),
-                    tls_clients: port(1),
-                    quorum: port(2),
-                    election: port(3),
-                }
-            })
-            .collect();
+        let mut held = Vec::new();
+        let mut ports = Vec::new();
+        for (index, place) in options.places.iter().enumerate() {
+            let [clients, tls_clients, quorum, election] = if place.launcher.is_empty() {
+                let free = ports::free(place.address)?;
+                let numbers = free
+                    .each_ref()
+                    .map(|port| port.local_addr().map_or(0, |it| it.port()));
+                held.push(free);
+                numbers
+            } else {
+                ports::fixed(index)
+            };
+            ports.push(Ports {
+                address: place.address,
+                clients,
+                tls_clients,
+                quorum,
+                election,
+            });
+        }
         drop(held);
         let mut servers = Vec::new();
         for (index, place) in options.places.iter().enumerate() {

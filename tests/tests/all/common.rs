@@ -4,11 +4,22 @@ use std::fs;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use anyhow::{Context, ensure};
+use serde_json::Value;
 use tidemill_tests::oracle::RollingCounts;
-use tidemill_tests::{Cluster, Job, data, module};
+use tidemill_tests::{Cluster, Job, Receiver, data, module};
 
 /// How long a job of these tests may take, failures and a busy machine included.
 pub(crate) const JOB_LIMIT: Duration = Duration::from_secs(90);
+
+/// How long a cluster may take to notice something and act on it.
+pub(crate) const REACTION_LIMIT: Duration = Duration::from_secs(30);
+
+/// The session with ZooKeeper of every process: short, so that tests are, and long enough for a busy machine.
+pub(crate) const SESSION: Duration = Duration::from_millis(2_500);
+
+/// Records a second of [`watched_count`].
+pub(crate) const RATE: u64 = 2_000;
 
 /// The tasks of each stage.
 pub(crate) const PARALLELISM: u32 = 4;
@@ -22,7 +33,7 @@ pub(crate) struct Running {
 
 impl Running {
     /// Waits until it has finished and compares its output with the truth.
-    pub(crate) fn finish(&self, cluster: &mut Cluster) -> anyhow::Result<serde_json::Value> {
+    pub(crate) fn finish(&self, cluster: &mut Cluster) -> anyhow::Result<Value> {
         let detail = self.job.wait_until(cluster, "finished", JOB_LIMIT)?;
         self.truth.check(&self.output)?;
         let hidden = tidemill_tests::oracle::hidden_files(&self.output)?;
@@ -82,4 +93,121 @@ pub(crate) fn keyed_count(cluster: &Cluster, name: &str, seconds: u64) -> anyhow
         output,
         truth: RollingCounts::of_numbers(count, keys),
     })
+}
+
+/// A job with two outputs: one that shows records with their checkpoint, and one that shows them at once.
+pub(crate) struct Watched {
+    pub(crate) running: Running,
+    pub(crate) receiver: Receiver,
+}
+
+/// Counts generated numbers by key for about so many seconds.
+pub(crate) fn watched_count(
+    cluster: &Cluster,
+    name: &str,
+    seconds: u64,
+    host: &str,
+) -> anyhow::Result<Watched> {
+    let (count, keys) = (RATE * seconds, 97);
+    let receiver = Receiver::listen(host)?;
+    let output = cluster.directory().join(name);
+    let parameters = [
+        ("count", count.to_string()),
+        ("keys", keys.to_string()),
+        ("rate", RATE.to_string()),
+        ("output", output.to_string_lossy().into_owned()),
+        ("socket", receiver.address().to_owned()),
+    ];
+    Ok(Watched {
+        running: Running {
+            job: cluster.submit(&module("keyed-count")?, &arguments(&parameters))?,
+            output,
+            truth: RollingCounts::of_numbers(count, keys),
+        },
+        receiver,
+    })
+}
+
+impl Watched {
+    /// Waits until every task runs and some checkpoints are complete.
+    pub(crate) fn settle(&self, cluster: &mut Cluster) -> anyhow::Result<()> {
+        let job = &self.running.job;
+        job.wait_until(cluster, "running", REACTION_LIMIT)?;
+        job.wait_for_checkpoints(cluster, 2, REACTION_LIMIT)
+    }
+
+    /// The attempt of each task, and on which TaskManager it runs.
+    pub(crate) fn attempts(&self) -> anyhow::Result<Vec<String>> {
+        let detail = self.running.job.detail()?;
+        let tasks = detail["tasks_detail"]
+            .as_array()
+            .context("a job has tasks")?;
+        let text = |task: &Value, key: &str| task[key].as_str().unwrap_or("-").to_owned();
+        let row = |task: &Value| {
+            ["id", "attempt", "task_manager"]
+                .map(|key| text(task, key))
+                .join(" ")
+        };
+        Ok(tasks.iter().map(row).collect())
+    }
+
+    /// Fails if a task is not what it was.
+    pub(crate) fn nothing_moved(&self, before: &[String], when: &str) -> anyhow::Result<()> {
+        let now = self.attempts()?;
+        ensure!(
+            now == before,
+            "{when}: the tasks were {before:?} and are {now:?}"
+        );
+        Ok(())
+    }
+
+    /// Waits until so many more records have arrived where they are shown at once.
+    pub(crate) fn wait_for_arrivals(
+        &self,
+        cluster: &mut Cluster,
+        number: usize,
+        limit: Duration,
+    ) -> anyhow::Result<()> {
+        let goal = self.receiver.lines() + number;
+        cluster.wait_for("records to arrive", limit, |_| {
+            Ok((self.receiver.lines() >= goal).then_some(()))
+        })
+    }
+
+    /// Waits until a checkpoint is complete that began in this epoch or later, after `after_ms` of the Unix epoch, and
+    /// returns when it was complete.
+    pub(crate) fn wait_for_checkpoint(
+        &self,
+        cluster: &mut Cluster,
+        epoch: u64,
+        after_ms: u64,
+        limit: Duration,
+    ) -> anyhow::Result<u64> {
+        cluster.wait_for("a checkpoint", limit, |_| {
+            let checkpoints = self.running.job.checkpoints()?;
+            let history = checkpoints["history"].as_array().context("a history")?;
+            let completed = |checkpoint: &Value| {
+                let (of, _) = checkpoint["id"].as_str()?.split_once('.')?;
+                let started = checkpoint["started_at_ms"].as_u64()?;
+                let is_new = of.parse::<u64>().ok()? >= epoch && started >= after_ms;
+                let done = started + checkpoint["duration_us"].as_u64()? / 1000;
+                (is_new && checkpoint["status"] == "completed").then_some(done)
+            };
+            Ok(history.iter().filter_map(completed).min())
+        })
+    }
+
+    /// Waits until the job has finished; both outputs must be the truth.
+    pub(crate) fn finish(&self, cluster: &mut Cluster) -> anyhow::Result<Value> {
+        let detail = self.running.finish(cluster)?;
+        let truth = &self.running.truth;
+        let all = usize::try_from(truth.records())?;
+        cluster.wait_for("the last records", REACTION_LIMIT, |_| {
+            Ok((self.receiver.lines() >= all).then_some(()))
+        })?;
+        truth
+            .check_records(&self.receiver.records()?)
+            .context("what was shown at once")?;
+        Ok(detail)
+    }
 }

@@ -2,6 +2,7 @@
 
 mod common;
 mod faults;
+mod ha;
 mod kills;
 mod operations;
 mod refusals;

@@ -1,0 +1,264 @@
+//! The leader dies, or stops and comes back: no task notices.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use tidemill_tests::{
+    Cluster, ClusterOptions, TakeoverTable, commits_ms, resumed_ms, seeds, unix_ms,
+};
+
+use crate::common::{REACTION_LIMIT, SESSION, Watched, watched_count};
+
+const KILLS: u32 = 20;
+
+/// What the promise allows beyond the session timeout until committed output goes on.
+const RESUME_SLACK: Duration = Duration::from_secs(1);
+
+/// What a kill was followed by.
+struct Kill {
+    at: Instant,
+    at_ms: u64,
+    elected_after_ms: Option<u64>,
+    leads_after_ms: u64,
+    adopted_after_ms: u64,
+    checkpoint_after_ms: u64,
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX)
+}
+
+/// When a JobManager was elected in this epoch, by its own log, in milliseconds of the Unix epoch.
+fn elected_at_ms(cluster: &mut Cluster, index: usize, epoch: u64) -> Option<u64> {
+    let log = cluster.jobmanager_at(index).log();
+    let epoch = epoch.to_string();
+    log.lines().rev().find_map(|line| {
+        let record: serde_json::Value = serde_json::from_str(line).ok()?;
+        let fields = &record["fields"];
+        let is_election = fields["message"].as_str()?.contains("elected");
+        let of = fields["epoch"].to_string();
+        (is_election && of.trim_matches('"') == epoch)
+            .then(|| tidemill_tests::parse_utc_ms(record["timestamp"].as_str()?))
+            .flatten()
+    })
+}
+
+/// Kills the leader, starts it again at once, and waits until the job is in its successor's hands.
+fn kill_the_leader(cluster: &mut Cluster, watched: &Watched) -> anyhow::Result<Kill> {
+    let leader = cluster.wait_for_leader(0, REACTION_LIMIT)?;
+    let before = watched.attempts()?;
+    let (at, at_ms) = (Instant::now(), unix_ms());
+    cluster.jobmanager_at(leader.index).kill()?;
+    cluster.restart_jobmanager_at(leader.index)?;
+    let next = cluster.wait_for_leader(leader.epoch, REACTION_LIMIT)?;
+    let leads_after_ms = milliseconds(at.elapsed()).saturating_sub(next.leading_for_ms);
+    let adopted_after_ms = cluster.wait_for("the job to be adopted", REACTION_LIMIT, |_| {
+        let detail = watched.running.job.detail()?;
+        let is_adopted =
+            detail["status"] == "running" && detail["tasks_running"] == detail["tasks"];
+        Ok(is_adopted.then(|| milliseconds(at.elapsed())))
+    })?;
+    let checkpoint_ms = watched.wait_for_checkpoint(cluster, next.epoch, 0, REACTION_LIMIT)?;
+    watched.nothing_moved(&before, "after a hand-over")?;
+    let elected_ms = elected_at_ms(cluster, next.index, next.epoch);
+    Ok(Kill {
+        at,
+        at_ms,
+        elected_after_ms: elected_ms.map(|ms| ms.saturating_sub(at_ms)),
+        leads_after_ms,
+        adopted_after_ms,
+        checkpoint_after_ms: checkpoint_ms.saturating_sub(at_ms),
+    })
+}
+
+fn table(kills: &[Kill], watched: &Watched) -> anyhow::Result<TakeoverTable> {
+    let commits = commits_ms(&watched.running.output)?;
+    let mut table = TakeoverTable::new(&[
+        "elected",
+        "leads",
+        "adopted",
+        "checkpoint",
+        "committed",
+        "arrival gap",
+    ]);
+    for (number, kill) in (1..).zip(kills) {
+        let until_ms = kill.at_ms + kill.checkpoint_after_ms + 500;
+        let committed = resumed_ms(&commits, kill.at_ms, until_ms);
+        let until = kill.at + Duration::from_millis(kill.checkpoint_after_ms + 500);
+        let gap = watched.receiver.gaps(kill.at, until).longest;
+        table.add(
+            format!("kill {number}"),
+            &[
+                kill.elected_after_ms,
+                Some(kill.leads_after_ms),
+                Some(kill.adopted_after_ms),
+                Some(kill.checkpoint_after_ms),
+                committed.map(|ms| ms.saturating_sub(kill.at_ms)),
+                Some(milliseconds(gap)),
+            ],
+        );
+    }
+    Ok(table)
+}
+
+/// Twenty kills in one life of a job. The longest pause between records that are shown at once is compared with that of
+/// the same job left alone.
+#[test]
+fn the_leader_is_killed_twenty_times_and_no_task_notices() -> anyhow::Result<()> {
+    for seed in seeds(1) {
+        let mut random = StdRng::seed_from_u64(seed);
+        let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
+        let watched = watched_count(&cluster, "output", 110, "127.0.0.1")?;
+        watched.settle(&mut cluster)?;
+        let before = watched.attempts()?;
+
+        let calm_from = Instant::now();
+        watched.wait_for_arrivals(&mut cluster, 20_000, REACTION_LIMIT)?;
+        let calm = watched.receiver.gaps(calm_from, Instant::now());
+        let storm_from = Instant::now();
+        let mut kills = Vec::new();
+        for number in 1..=KILLS {
+            let records = random.random_range(1..2_000);
+            watched.wait_for_arrivals(&mut cluster, records, REACTION_LIMIT)?;
+            let kill = kill_the_leader(&mut cluster, &watched);
+            kills.push(kill.with_context(|| format!("seed {seed}, kill {number}"))?);
+        }
+        let storm = watched.receiver.gaps(storm_from, Instant::now());
+        watched.nothing_moved(&before, "after all kills")?;
+        let table = table(&kills, &watched)?;
+        println!("session timeout {SESSION:?}\nleft alone: {calm}\nwith kills: {storm}\n{table}");
+
+        let detail = watched.finish(&mut cluster)?;
+        ensure!(
+            detail["restarts"] == 0 && detail["recoveries"].as_array().is_none_or(Vec::is_empty),
+            "nothing was restarted: {detail}"
+        );
+        let normal = calm.longest.max(Duration::from_millis(100));
+        ensure!(
+            storm.longest < normal * 2,
+            "records paused for {:?}; left alone for {:?}",
+            storm.longest,
+            calm.longest
+        );
+        let allowed = milliseconds(SESSION + RESUME_SLACK);
+        let slowest = table.column("committed").last().copied();
+        ensure!(
+            slowest.is_some_and(|ms| ms <= allowed),
+            "committed output went on after {slowest:?} ms at worst, and {allowed} ms are promised"
+        );
+        cluster.shut_down()?;
+    }
+    Ok(())
+}
+
+/// A leader that was stopped for longer than its session believes, when it goes on, that no time has passed.
+#[test]
+fn leader_frozen() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
+    let watched = watched_count(&cluster, "output", 20, "127.0.0.1")?;
+    watched.settle(&mut cluster)?;
+    let before = watched.attempts()?;
+    let old = cluster.wait_for_leader(0, REACTION_LIMIT)?;
+    cluster.jobmanager_at(old.index).freeze()?;
+    let new = cluster.wait_for_leader(old.epoch, REACTION_LIMIT)?;
+    watched.wait_for_checkpoint(&mut cluster, new.epoch, 0, REACTION_LIMIT)?;
+
+    let thawed_ms = unix_ms();
+    cluster.jobmanager_at(old.index).thaw()?;
+    let alone = cluster.rest().at(old.index);
+    let health = cluster.wait_for("the old leader to answer", REACTION_LIMIT, |_| {
+        Ok(alone.ask("/health").map(|answer| Some(answer.body))?)
+    })?;
+    ensure!(
+        health["leading"] != true,
+        "it does not lead any more, and knows: {health}"
+    );
+    cluster.wait_for("the old leader to follow", REACTION_LIMIT, |_| {
+        let health = alone.ask("/health")?.body;
+        let follows = health["role"] == "follower" && health["leader"]["epoch"] == new.epoch;
+        Ok(follows.then_some(()))
+    })?;
+    watched.wait_for_checkpoint(&mut cluster, new.epoch, thawed_ms, REACTION_LIMIT)?;
+    let present = cluster.wait_for_leader(0, REACTION_LIMIT)?;
+    ensure!(
+        (present.index, present.epoch) == (new.index, new.epoch),
+        "the new leader goes on leading: {present:?}, {new:?}"
+    );
+    watched.nothing_moved(&before, "after the old leader came back")?;
+    let detail = watched.finish(&mut cluster)?;
+    ensure!(detail["restarts"] == 0, "nothing was restarted: {detail}");
+    cluster.shut_down()
+}
+
+/// A TaskManager that was stopped for longer than its session: its tasks run elsewhere when it goes on.
+#[test]
+fn task_manager_frozen() -> anyhow::Result<()> {
+    let options = ClusterOptions::highly_available(SESSION)
+        .set("cluster.heartbeat_interval_ms", 200)
+        .set("cluster.heartbeat_timeout_ms", 1_000);
+    let mut cluster = Cluster::start(options)?;
+    let watched = watched_count(&cluster, "output", 12, "127.0.0.1")?;
+    watched.settle(&mut cluster)?;
+    let at = Instant::now();
+    cluster.taskmanagers()[0].freeze()?;
+    cluster.wait_for("the tasks to run elsewhere", REACTION_LIMIT, |_| {
+        let detail = watched.running.job.detail()?;
+        Ok(detail["recoveries"][0]["running_after_us"]
+            .is_u64()
+            .then_some(()))
+    })?;
+    cluster.wait_for("its session to be over", REACTION_LIMIT, |cluster| {
+        let nodes = cluster.rest().get("/v1/nodes")?.to_string();
+        let is_over = at.elapsed() > SESSION * 2;
+        ensure!(
+            nodes.contains("tm-1") || is_over,
+            "it is shown as lost for a while"
+        );
+        Ok(is_over.then_some(()))
+    })?;
+    cluster.taskmanagers()[0].thaw()?;
+    cluster.wait_for_registration()?;
+    // What it sent while its place was taken already is not what is counted: only the other output is exact.
+    watched.running.finish(&mut cluster)?;
+    cluster.shut_down()
+}
+
+/// The job waits until there are slots again, and goes on from its last checkpoint.
+#[test]
+fn leader_and_two_task_managers_killed() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
+    let watched = watched_count(&cluster, "output", 20, "127.0.0.1")?;
+    watched.settle(&mut cluster)?;
+    let leader = cluster.wait_for_leader(0, REACTION_LIMIT)?;
+    let (at, at_ms) = (Instant::now(), unix_ms());
+    cluster.jobmanager_at(leader.index).kill()?;
+    cluster.taskmanagers()[0].kill()?;
+    cluster.taskmanagers()[1].kill()?;
+    let next = cluster.wait_for_leader(leader.epoch, REACTION_LIMIT)?;
+    cluster.wait_for("the job to wait for slots", REACTION_LIMIT, |_| {
+        let status = watched.running.job.status()?;
+        Ok(["waiting", "recovering"]
+            .contains(&status.as_str())
+            .then_some(()))
+    })?;
+    let returned = Instant::now();
+    cluster.restart_taskmanagers()?;
+    cluster.restart_jobmanager_at(leader.index)?;
+    watched.wait_for_checkpoint(&mut cluster, next.epoch, 0, REACTION_LIMIT)?;
+    println!(
+        "leader and two of three TaskManagers killed: a leader after {} ms, a checkpoint {} ms after the TaskManagers' return",
+        milliseconds(at.elapsed()).saturating_sub(milliseconds(returned.elapsed())),
+        milliseconds(returned.elapsed())
+    );
+    let detail = watched.running.finish(&mut cluster)?;
+    let commits = commits_ms(&watched.running.output)?;
+    ensure!(
+        commits.iter().any(|ms| *ms < at_ms) && commits.iter().any(|ms| *ms > at_ms),
+        "there was output before and after"
+    );
+    let from = detail["recoveries"][0]["checkpoint"].as_str();
+    ensure!(from.is_some(), "it did not begin anew: {detail}");
+    cluster.shut_down()
+}
