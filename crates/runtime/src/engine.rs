@@ -9,6 +9,7 @@ use wasmparser::WasmFeatures;
 use wasmtime::Config;
 
 use crate::features;
+use crate::mapping::{GUARD_BYTES, Mappings, RESERVED_BYTES};
 
 /// How often the epoch advances; a call deadline is exact to one tick plus what the scheduler adds.
 pub(crate) const TICK: Duration = Duration::from_millis(10);
@@ -115,6 +116,13 @@ fn configuration(options: &EngineOptions) -> Config {
         .max_wasm_stack(GUEST_STACK_BYTES)
         .generate_address_map(true)
         .wasm_backtrace_max_frames(std::num::NonZeroUsize::new(BACKTRACE_FRAMES_MAX))
+        // Memories are ours, so that they outlive an instance; compiled code relies on their bounds. They are anonymous
+        // pages throughout: data segments are copied, not mapped.
+        .with_host_memory(std::sync::Arc::new(Mappings))
+        .memory_reservation(RESERVED_BYTES as u64)
+        .memory_guard_size(GUARD_BYTES as u64)
+        .memory_may_move(false)
+        .memory_init_cow(false)
         .parallel_compilation(options.parallel_compilation)
         .wasm_features(WasmFeatures::all().difference(features::ACCEPTED), false)
         .wasm_features(features::ACCEPTED, true);

@@ -10,15 +10,12 @@ use tidemill_protocol::image::GlobalValue;
 use wasmtime::{Extern, Func, Instance, ModuleExport, Ref, Table, Val};
 
 use crate::call_error::TrapReason;
+use crate::dirty::{CAPTURE_PAGE_BYTES, ZEROS};
 use crate::guest::Guest;
 use crate::host::GuestHost;
 use crate::instance::InstanceError;
 use crate::module::Reachable;
 use crate::report::PAGE_BYTES;
-
-/// The unit in which the operating system gives memory; a guess is enough.
-const HOST_PAGE_BYTES: usize = 4096;
-const ZEROS: [u8; HOST_PAGE_BYTES] = [0; HOST_PAGE_BYTES];
 
 /// Why an instance could not be captured.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -107,12 +104,15 @@ pub enum ImageMismatch {
     },
 }
 
-/// Captures memory, mutable globals and changeable tables.
-pub(crate) fn capture<H: GuestHost>(
+/// The values of mutable globals, and the entries of changeable tables.
+pub(crate) type OutsideMemory = (Vec<GlobalValue>, Vec<Vec<Option<u32>>>);
+
+/// Captures mutable globals and changeable tables.
+pub(crate) fn capture_outside_memory<H: GuestHost>(
     guest: &mut Guest<H>,
     instance: &Instance,
     reachable: &Reachable,
-) -> Result<Image, CaptureError> {
+) -> Result<OutsideMemory, CaptureError> {
     let mut globals = Vec::with_capacity(reachable.globals.len());
     for (index, export) in &reachable.globals {
         let unreachable = || CaptureError::Unreachable {
@@ -124,14 +124,7 @@ pub(crate) fn capture<H: GuestHost>(
         };
         globals.push(from_val(&global.get(&mut guest.store)).ok_or_else(unreachable)?);
     }
-    let tables = capture_tables(guest, instance, reachable)?;
-    let memory = guest.memory.data(&guest.store).to_vec();
-    Ok(Image {
-        memory,
-        globals,
-        tables,
-        host_state: Vec::new(),
-    })
+    Ok((globals, capture_tables(guest, instance, reachable)?))
 }
 
 fn capture_tables<H: GuestHost>(
@@ -189,11 +182,43 @@ pub(crate) fn lay_over<H: GuestHost>(
     image: &Image,
 ) -> Result<(), InstanceError> {
     lay_memory(guest, &image.memory)?;
+    lay_outside_memory(guest, instance, reachable, image)
+}
+
+/// Sets globals and tables.
+pub(crate) fn lay_outside_memory<H: GuestHost>(
+    guest: &mut Guest<H>,
+    instance: &Instance,
+    reachable: &Reachable,
+    image: &Image,
+) -> Result<(), InstanceError> {
     lay_globals(guest, instance, reachable, &image.globals)?;
     lay_tables(guest, instance, reachable, &image.tables)
 }
 
 fn lay_memory<H: GuestHost>(guest: &mut Guest<H>, image: &[u8]) -> Result<(), InstanceError> {
+    let initial_bytes = grow_to(guest, image)?;
+    let memory = guest.memory.data_mut(&mut guest.store);
+    let (memory_initial, memory_grown) = memory.split_at_mut(initial_bytes);
+    let (image_initial, image_grown) = image.split_at(initial_bytes);
+    memory_initial.copy_from_slice(image_initial);
+    // What has just grown is zero, and pages that are never written take no room.
+    for (to, from) in memory_grown
+        .chunks_mut(CAPTURE_PAGE_BYTES)
+        .zip(image_grown.chunks(CAPTURE_PAGE_BYTES))
+    {
+        if *from != ZEROS[..from.len()] {
+            to.copy_from_slice(from);
+        }
+    }
+    Ok(())
+}
+
+/// Grows a fresh instance's memory to the size of an image's, which it may not exceed. Returns what it had, in bytes.
+pub(crate) fn grow_to<H: GuestHost>(
+    guest: &mut Guest<H>,
+    image: &[u8],
+) -> Result<usize, InstanceError> {
     let initial_bytes = guest.memory.data_size(&guest.store) as u64;
     let image_bytes = image.len() as u64;
     if image_bytes < initial_bytes || !image_bytes.is_multiple_of(PAGE_BYTES) {
@@ -208,21 +233,7 @@ fn lay_memory<H: GuestHost>(guest: &mut Guest<H>, image: &[u8]) -> Result<(), In
     {
         return Err(not_grown(guest, &error));
     }
-    // Memory cannot shrink, so nothing lies beyond the image.
-    let memory = guest.memory.data_mut(&mut guest.store);
-    let (memory_initial, memory_grown) = memory.split_at_mut(initial_bytes as usize);
-    let (image_initial, image_grown) = image.split_at(initial_bytes as usize);
-    memory_initial.copy_from_slice(image_initial);
-    // What has just grown is zero, and pages that are never written take no room.
-    for (to, from) in memory_grown
-        .chunks_mut(HOST_PAGE_BYTES)
-        .zip(image_grown.chunks(HOST_PAGE_BYTES))
-    {
-        if *from != ZEROS[..from.len()] {
-            to.copy_from_slice(from);
-        }
-    }
-    Ok(())
+    Ok(initial_bytes as usize)
 }
 
 fn lay_globals<H: GuestHost>(

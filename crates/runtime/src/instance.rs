@@ -2,6 +2,9 @@
 //!
 //! It never calls a guest again after a failed call, and never runs guest code to make or restore an instance.
 
+use std::io;
+use std::sync::Arc;
+
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use tidemill_abi::{DescribeRequest, DescribeResponse, OpenRequest, OpenResponse, Step, export};
@@ -9,10 +12,12 @@ use tidemill_protocol::Image;
 use wasmtime::{Linker, Store, TypedFunc};
 
 use crate::call_error::{CallError, TrapReason};
+use crate::changes::Changes;
 use crate::guest::Guest;
 use crate::host::{self, GuestHost, State};
-use crate::image::{self, CaptureError, ImageMismatch};
+use crate::image::{self, CaptureError, ImageMismatch, OutsideMemory};
 use crate::limits::InstanceLimits;
+use crate::mapping::Mapping;
 use crate::module::Module;
 
 /// Why an instance could not be made.
@@ -30,6 +35,15 @@ pub enum InstanceError {
     /// The image is not one of this module.
     #[error("the image does not fit the module")]
     Image(#[source] ImageMismatch),
+}
+
+impl InstanceError {
+    /// The operating system has no memory, or no addresses.
+    pub(crate) fn no_memory(error: io::Error) -> Self {
+        Self::Instantiation {
+            reason: format!("the operating system refused memory: {error}"),
+        }
+    }
 }
 
 /// Which records [`Instance::records`] counts.
@@ -81,10 +95,13 @@ impl Exports {
 ///
 /// The thread that calls it needs [`crate::GUEST_STACK_BYTES`] of stack beyond its own.
 pub struct Instance<H: GuestHost> {
-    guest: Guest<H>,
-    wasmtime: wasmtime::Instance,
-    module: Module,
+    pub(crate) guest: Guest<H>,
+    pub(crate) wasmtime: wasmtime::Instance,
+    pub(crate) module: Module,
     exports: Exports,
+    /// What the memory is made of.
+    pub(crate) mapping: Arc<Mapping>,
+    pub(crate) changes: Changes,
 }
 
 impl<H: GuestHost> std::fmt::Debug for Instance<H> {
@@ -102,6 +119,18 @@ impl<H: GuestHost> Instance<H> {
     /// # Errors
     /// When its initial memory or tables are beyond the limits, or a segment does not fit.
     pub fn new(module: &Module, limits: InstanceLimits, host: H) -> Result<Self, InstanceError> {
+        let mapping = Mapping::reserve().map_err(InstanceError::no_memory)?;
+        Self::over(Arc::new(mapping), module, limits, host)
+    }
+
+    /// Makes an instance over a mapping. Where it is not a fresh one, memory is what was there, with the module's data
+    /// segments over it.
+    pub(crate) fn over(
+        mapping: Arc<Mapping>,
+        module: &Module,
+        limits: InstanceLimits,
+        host: H,
+    ) -> Result<Self, InstanceError> {
         let failed = |error: wasmtime::Error| InstanceError::Instantiation {
             reason: format!("{error:#}"),
         };
@@ -111,7 +140,8 @@ impl<H: GuestHost> Instance<H> {
         store.set_epoch_deadline(limits.deadline_ticks());
         let mut linker = Linker::new(module.wasmtime().engine());
         host::define(&mut linker).map_err(failed)?;
-        let wasmtime = match linker.instantiate(&mut store, module.wasmtime()) {
+        let instantiated = mapping.lend(|| linker.instantiate(&mut store, module.wasmtime()));
+        let wasmtime = match instantiated {
             Ok(instance) => instance,
             Err(error) => {
                 let refused = store.data_mut().limiter.take_refused();
@@ -130,6 +160,8 @@ impl<H: GuestHost> Instance<H> {
             wasmtime,
             module: module.clone(),
             exports,
+            mapping,
+            changes: Changes::default(),
         })
     }
 
@@ -159,10 +191,21 @@ impl<H: GuestHost> Instance<H> {
     /// When a call has failed, so that the guest's state is undefined, or when a table holds a function that
     /// instrumentation did not make reachable.
     pub fn capture(&mut self) -> Result<Image, CaptureError> {
+        let (globals, tables) = self.capture_outside_memory()?;
+        let memory = self.guest.memory.data(&self.guest.store).to_vec();
+        Ok(Image {
+            memory,
+            globals,
+            tables,
+            host_state: Vec::new(),
+        })
+    }
+
+    pub(crate) fn capture_outside_memory(&mut self) -> Result<OutsideMemory, CaptureError> {
         if self.guest.failed {
             return Err(CaptureError::Failed);
         }
-        image::capture(&mut self.guest, &self.wasmtime, self.module.reachable())
+        image::capture_outside_memory(&mut self.guest, &self.wasmtime, self.module.reachable())
     }
 
     /// Asks for the job's graph.

@@ -6,7 +6,7 @@
 //!
 //! Nouns: [`Engine`] (the project's one wasmtime configuration, and its clock for deadlines), [`PreparedModule`]
 //! (checked bytes, addressed by their hash), [`Module`] (compiled), [`Instance`] (one task's guest),
-//! [`tidemill_protocol::Image`] (what restores it).
+//! [`tidemill_protocol::Image`] (what restores it), [`Capture`] (what makes a newer image of an older one).
 //!
 //! The life of a module: [`prepare`] at upload, [`describe_job`] at submission, [`Engine::compile`] wherever it runs,
 //! [`Instance::new`] or [`Instance::restore`] for each task.
@@ -14,15 +14,24 @@
 
 mod cache;
 mod call_error;
+mod capture;
+mod changes;
 mod describe;
+mod dirty;
 mod engine;
 mod features;
 mod guest;
 mod host;
 mod image;
+mod incremental;
 mod instance;
 mod instrument;
 mod limits;
+#[allow(
+    unsafe_code,
+    reason = "memory that outlives an instance is mapped by hand"
+)]
+mod mapping;
 mod module;
 mod prepare;
 mod report;
@@ -30,7 +39,9 @@ mod scan;
 mod version;
 
 pub use call_error::{CallError, TrapReason};
+pub use capture::{Capture, CaptureCost, CaptureRoom, LayError, PageRun};
 pub use describe::{DescribeError, describe_job};
+pub use dirty::{CAPTURE_PAGE_BYTES, DirtyMethod};
 pub use engine::{Engine, EngineError, EngineOptions, GUEST_STACK_BYTES};
 pub use host::{GuestHost, LOG_LINE_MAX_BYTES};
 pub use image::{CaptureError, ImageMismatch};

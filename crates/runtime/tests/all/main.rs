@@ -3,6 +3,7 @@
 
 mod cache;
 mod describe;
+mod incremental;
 mod law;
 mod limits;
 mod refusals;

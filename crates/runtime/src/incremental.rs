@@ -1,0 +1,179 @@
+//! Captures that cost what changed, and reverts that rewrite what changed.
+//!
+//! It never runs guest code.
+
+use std::sync::Arc;
+use std::time::Instant;
+
+use tidemill_protocol::Image;
+
+use crate::capture::{Capture, CaptureCost, CaptureRoom, PageRun};
+use crate::dirty::{CAPTURE_PAGE_BYTES, DirtyMethod, PageRange, all};
+use crate::host::GuestHost;
+use crate::image::{self, CaptureError};
+use crate::instance::{Instance, InstanceError};
+use crate::limits::InstanceLimits;
+use crate::mapping::RESERVED_BYTES;
+use crate::report::PAGE_BYTES;
+
+impl<H: GuestHost> Instance<H> {
+    /// Captures what changed since the capture before: the pages, and everything outside memory. The first capture of
+    /// an instance is whole, unless [`Instance::follow`] named what it adds to; so is every capture of a memory that is
+    /// small or mostly rewritten, and one after the kernel could not say what changed. The task waits for as long as
+    /// finding and copying the changed pages takes; compressing and storing them is for other threads.
+    ///
+    /// Changes are named once: the next capture holds only what changes from now on. So an abort undoes nothing: keep
+    /// each capture until a checkpoint that contains it, or a later whole one, is complete.
+    ///
+    /// # Errors
+    /// As [`Instance::capture`]. Memory's changes are not lost then: the next capture holds them.
+    pub fn capture_changes(&mut self, mut room: CaptureRoom) -> Result<Capture, CaptureError> {
+        let (globals, tables) = self.capture_outside_memory()?;
+        let began = Instant::now();
+        let memory = self.guest.memory.data(&self.guest.store);
+        let found = self.changes.next(memory);
+        let scanned = Instant::now();
+        room.copy(memory, found.ranges);
+        Ok(Capture {
+            sequence: found.sequence,
+            base: found.base,
+            memory_bytes: memory.len() as u64,
+            runs: room.runs,
+            bytes: room.bytes,
+            globals,
+            tables,
+            cost: CaptureCost {
+                method: found.method,
+                scan: scanned - began,
+                copy: scanned.elapsed(),
+            },
+        })
+    }
+
+    /// The caller has this instance, as it is now, as capture `sequence`: it was restored from an image that stands for
+    /// it. The next capture adds to it instead of being whole.
+    pub fn follow(&mut self, sequence: u64) {
+        let memory = self.guest.memory.data(&self.guest.store);
+        self.changes.follow(sequence, memory);
+    }
+
+    /// Finds changes in this way, instead of the best one that suits the machine and the memory's size. The next
+    /// capture is whole.
+    pub fn find_changes_by(&mut self, method: DirtyMethod) {
+        self.changes.force(method);
+    }
+
+    /// Goes back to `image`, which is capture `sequence` of this task: a new instance over the same memory, in which
+    /// only the pages that may have changed since are written. `changed` names the runs of every capture after
+    /// `sequence`; what changed after the last one is found here. The next capture adds to `sequence`.
+    ///
+    /// # Errors
+    /// As [`Instance::restore`]; the instance is gone then, and can be restored from any image.
+    pub fn revert(
+        self,
+        limits: InstanceLimits,
+        host: H,
+        image: &Image,
+        sequence: u64,
+        changed: impl IntoIterator<Item = PageRun>,
+    ) -> Result<Self, InstanceError> {
+        let Self {
+            guest,
+            module,
+            mapping,
+            mut changes,
+            ..
+        } = self;
+        let old = guest.memory.data(&guest.store);
+        let old_pages = all(old).pages;
+        let mut stale = PageSet::default();
+        match changes.since_last(old) {
+            Some(ranges) => stale.extend(ranges.iter().copied()),
+            None => stale.insert(all(old)),
+        }
+        stale.extend(changed.into_iter().map(PageRange::from));
+        // Ends the instance, and with it the other reference to the mapping.
+        drop(guest);
+        let mapping = match Arc::into_inner(mapping) {
+            Some(mut mapping) => {
+                let bytes = image.memory.len().next_multiple_of(PAGE_BYTES as usize);
+                mapping.cut(bytes).map_err(InstanceError::no_memory)?;
+                mapping
+            }
+            None => return Self::restore(&module, limits, host, image),
+        };
+        let mut instance = Self::over(Arc::new(mapping), &module, limits, host)?;
+        instance.changes = changes;
+        image::grow_to(&mut instance.guest, &image.memory)?;
+        let memory = instance.guest.memory.data_mut(&mut instance.guest.store);
+        // Instantiation has placed the module's data segments.
+        match instance.changes.since_last(memory) {
+            Some(ranges) => stale.extend(ranges.iter().copied()),
+            None => stale.insert(all(memory)),
+        }
+        let pages = all(memory).pages;
+        if pages > old_pages {
+            stale.insert(PageRange {
+                first: old_pages,
+                pages: pages - old_pages,
+            });
+        }
+        for page in stale.pages().take_while(|page| *page < pages) {
+            let start = page * CAPTURE_PAGE_BYTES;
+            let range = start..start + CAPTURE_PAGE_BYTES;
+            if memory[range.clone()] != image.memory[range.clone()] {
+                memory[range.clone()].copy_from_slice(&image.memory[range]);
+            }
+        }
+        instance.changes.follow(sequence, memory);
+        image::lay_outside_memory(
+            &mut instance.guest,
+            &instance.wasmtime,
+            module.reachable(),
+            image,
+        )?;
+        Ok(instance)
+    }
+}
+
+impl From<PageRun> for PageRange {
+    fn from(run: PageRun) -> Self {
+        Self {
+            first: run.first as usize,
+            pages: run.pages as usize,
+        }
+    }
+}
+
+/// A set of pages.
+#[derive(Debug, Default)]
+struct PageSet {
+    /// A bit for each page.
+    words: Vec<u64>,
+}
+
+impl PageSet {
+    fn insert(&mut self, range: PageRange) {
+        let end = (range.first + range.pages).min(RESERVED_BYTES / CAPTURE_PAGE_BYTES);
+        if self.words.len() * 64 < end {
+            self.words.resize(end.div_ceil(64), 0);
+        }
+        for page in range.first..end {
+            self.words[page / 64] |= 1 << (page % 64);
+        }
+    }
+
+    /// The members, ascending.
+    fn pages(&self) -> impl Iterator<Item = usize> {
+        self.words.iter().enumerate().flat_map(|(index, word)| {
+            let set = (0..64).filter(move |bit| word >> bit & 1 == 1);
+            set.map(move |bit| index * 64 + bit)
+        })
+    }
+}
+
+impl Extend<PageRange> for PageSet {
+    fn extend<T: IntoIterator<Item = PageRange>>(&mut self, ranges: T) {
+        ranges.into_iter().for_each(|range| self.insert(range));
+    }
+}
