@@ -16,6 +16,8 @@ mod modules;
 mod perform;
 mod registry;
 mod task;
+#[cfg(test)]
+mod tests;
 
 use std::net::SocketAddr;
 use std::path::PathBuf;

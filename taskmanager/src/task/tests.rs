@@ -2,6 +2,8 @@
 //! for ever, whatever the shape, the rates and the bounds while barriers are in flight; and every checkpoint is a
 //! consistent cut (what a sender had sent when it was captured is what the receiver had received).
 
+mod hand_over;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
