@@ -7,6 +7,7 @@
 
 mod event;
 mod history;
+mod publication;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -23,6 +24,8 @@ use crate::time::{Duration, Time, Timers};
 
 /// Between two tries to read the pointer back, and before a final checkpoint is tried again.
 const RETRY: Duration = Duration::from_millis(500);
+/// Before a checkpoint that was asked for is tried again, in a job without periodic ones.
+const REQUEST_RETRY: Duration = Duration::from_secs(10);
 /// How many tasks a message about missing acknowledgements names.
 const TASKS_NAMED_MAX: usize = 5;
 
@@ -76,6 +79,9 @@ pub struct Coordinator {
     all_finished: bool,
     /// When the final checkpoint was last tried.
     final_tried: Option<Time>,
+    /// A checkpoint is wanted apart from the interval; and when one was last tried for that.
+    requested: bool,
+    request_tried: Option<Time>,
     current: Option<Current>,
     /// Completed checkpoints, oldest first.
     retained: Vec<Retained>,
@@ -109,6 +115,8 @@ impl Coordinator {
             participants: None,
             all_finished: false,
             final_tried: None,
+            requested: false,
+            request_tried: None,
             current: None,
             retained: pointers
                 .completed
@@ -137,6 +145,10 @@ impl Coordinator {
             }
             Event::AllFinished => {
                 self.all_finished = true;
+                self.schedule(now);
+            }
+            Event::Requested => {
+                self.requested = true;
                 self.schedule(now);
             }
             Event::TasksLost { reason } => self.tasks_lost(now, reason),
@@ -312,6 +324,12 @@ impl Coordinator {
                 self.final_tried
                     .map_or(now, |tried| (tried + RETRY).max(now)),
             )
+        } else if self.requested {
+            let pause = self.interval.unwrap_or(REQUEST_RETRY);
+            Some(
+                self.request_tried
+                    .map_or(now, |tried| (tried + pause).max(now)),
+            )
         } else {
             let next = |interval| self.last_started.unwrap_or(now) + interval;
             self.interval.map(|interval| next(interval).max(now))
@@ -333,6 +351,7 @@ impl Coordinator {
         let id = CheckpointId::new(self.epoch, self.counter);
         self.last_started = Some(now);
         self.final_tried = self.all_finished.then_some(now);
+        self.request_tried = self.requested.then_some(now);
         self.history
             .begin(CheckpointRecord::new(id, now, participants.len()));
         self.current = Some(Current {
@@ -422,116 +441,10 @@ impl Coordinator {
         self.publish();
     }
 
-    /// Writes the pointers that are to be there: the newest retained, and the one in flight.
-    fn publish(&mut self) {
-        let Some(Current {
-            id,
-            step: Step::Publishing(new),
-            ..
-        }) = &self.current
-        else {
-            return;
-        };
-        let (checkpoint, newest) = (*id, new.pointer.clone());
-        let older = self.retained.len().saturating_sub(self.retained_max - 1);
-        let kept = self.retained[older..].iter().map(|one| one.pointer.clone());
-        let pointers = CheckpointPointers {
-            completed: kept.chain([newest]).collect(),
-        };
-        self.actions.push_back(Action::Publish {
-            checkpoint,
-            pointers,
-        });
-    }
-
-    fn published(&mut self, now: Time, checkpoint: CheckpointId) {
-        if !self.is_publishing(checkpoint) {
-            return;
-        }
-        let Some(current) = self.current.take() else {
-            return;
-        };
-        let Step::Publishing(new) = current.step else {
-            return;
-        };
-        self.failures = 0;
-        self.timers.stop(Timer::ReadBack);
-        let parts = new.metadata.iter().flat_map(|metadata| &metadata.tasks);
-        let is_final = parts.clone().next().is_some() && parts.clone().all(|part| part.finished);
-        self.retained.push(new);
-        let surplus = self.retained.len().saturating_sub(self.retained_max);
-        let dropped = self.retained.drain(..surplus).map(|one| one.pointer);
-        self.obsolete.extend(dropped);
-        if let Some(record) = self.history.current() {
-            record.is_final = is_final;
-        }
-        let record = self.history.end(now, Outcome::Completed).cloned();
-        self.actions.extend(record.map(Action::Completed));
-        // Whoever does not run any more gets no `complete`: its next restore replays the commit.
-        if self.participants.as_ref() == Some(&current.participants) {
-            self.actions.push_back(Action::Complete(checkpoint));
-            if is_final {
-                let waiting = current.participants.into_keys().collect();
-                self.committing = Some((checkpoint, waiting));
-            }
-        }
-        if !self.obsolete.is_empty() {
-            let obsolete = core::mem::take(&mut self.obsolete);
-            let retained = self.retained().cloned().collect();
-            self.actions
-                .push_back(Action::Delete { obsolete, retained });
-        }
-        self.schedule(now);
-    }
-
-    /// The pointers were read back after a lost reply.
-    fn pointers_read(
-        &mut self,
-        now: Time,
-        checkpoint: CheckpointId,
-        pointers: &CheckpointPointers,
-    ) {
-        let mut completed = pointers.completed.iter();
-        if completed.any(|found| found.checkpoint == checkpoint) {
-            self.published(now, checkpoint);
-        } else if self.is_publishing(checkpoint) {
-            // The lost write may still land; writing the same again is right either way.
-            self.publish();
-        }
-    }
-
-    fn committed(&mut self, attempt: AttemptId, task: TaskId, checkpoint: CheckpointId) {
-        let current = self
-            .participants
-            .as_ref()
-            .and_then(|tasks| tasks.get(&task));
-        let Some((last, waiting)) = &mut self.committing else {
-            return;
-        };
-        if current != Some(&attempt) || checkpoint < *last || !waiting.remove(&task) {
-            return;
-        }
-        if waiting.is_empty() {
-            self.actions.push_back(Action::Finished);
-        }
-    }
-
-    /// Whether the final checkpoint is published and commits are being confirmed.
-    #[must_use]
-    pub fn is_committing(&self) -> bool {
-        self.committing.is_some()
-    }
-
-    /// Whether a task has nothing left to do: the final checkpoint is published and it has confirmed its commit.
-    #[must_use]
-    pub fn is_done(&self, task: TaskId) -> bool {
-        self.committing
-            .as_ref()
-            .is_some_and(|(_, waiting)| !waiting.contains(&task))
-    }
-
     fn tasks_lost(&mut self, now: Time, reason: String) {
         self.participants = None;
+        self.requested = false;
+        self.request_tried = None;
         self.all_finished = false;
         self.final_tried = None;
         self.committing = None;
@@ -582,7 +495,9 @@ impl Coordinator {
         };
         let record = self.history.end(now, outcome).cloned();
         self.actions.extend(record.map(Action::Failed));
-        if counts {
+        // A job without periodic checkpoints does not fail because one that others wished for did.
+        let wished = self.requested && self.interval.is_none() && !self.all_finished;
+        if counts && !wished {
             self.failures = self.failures.saturating_add(1);
             if self.failures > self.tolerable_failures {
                 self.failures = 0;

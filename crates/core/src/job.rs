@@ -6,6 +6,7 @@
 
 mod adoption;
 mod deploy;
+mod drain;
 mod ending;
 mod event;
 mod failure;
@@ -148,6 +149,10 @@ pub struct Job {
     restarts: Restarts,
     /// Slots are missing since the last try.
     shortfall: Option<Shortfall>,
+    /// Tasks are leaving TaskManagers that want to go.
+    moving: Option<drain::Move>,
+    /// Tasks cannot leave such TaskManagers, since they fit nowhere else.
+    stay: Option<drain::Stay>,
     /// The metadata that is being read.
     loading: Option<CheckpointId>,
     /// There have been completed checkpoints: beginning anew would repeat what is committed.
@@ -255,6 +260,8 @@ impl Job {
             reports: BTreeMap::new(),
             restarts: Restarts::new(record.options.restart.clone(), record.restarts),
             shortfall: None,
+            moving: None,
+            stay: None,
             loading: None,
             has_completed: !pointers.completed.is_empty(),
             coordinator: Coordinator::new(epoch, &record, pointers),
@@ -431,7 +438,8 @@ impl Job {
         self.ended_at
     }
 
-    /// The slots that it takes on each TaskManager. While it waits for slots, its waiting regions take none.
+    /// The slots that it takes on each TaskManager, and those that it is about to take in a move. While it waits for
+    /// slots, its waiting regions take none.
     #[must_use]
     pub fn slots_used(&self) -> BTreeMap<TaskManagerId, u32> {
         let holds = |task: &TaskId| {
@@ -446,7 +454,12 @@ impl Job {
             .filter(|(task, _)| holds(task))
             .map(|(task, place)| (*task, place.clone()))
             .collect();
-        scheduler::slots_used(&held)
+        let mut used = scheduler::slots_used(&held);
+        for (id, slots) in self.moving.iter().flat_map(|moving| &moving.reserved) {
+            let most = used.entry(id.clone()).or_default();
+            *most = (*most).max(*slots);
+        }
+        used
     }
 
     fn region_of(&self, task: TaskId) -> Option<usize> {

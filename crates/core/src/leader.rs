@@ -3,10 +3,11 @@
 //!
 //! A take-over is a new leader with the jobs that the registry holds. What runs where it learns from the TaskManagers.
 
+mod drain;
 mod event;
 mod routing;
 
-use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use tidemill_protocol::control::{Command, FromLeader};
@@ -77,7 +78,8 @@ pub struct Leader {
     submissions: BTreeMap<JobId, (JobRecord, ExecutionGraph)>,
     broken: Vec<BrokenChannel>,
     keep_apart: BTreeMap<Pair, Time>,
-    /// Who has announced himself in the registry, and from when on that is taken for everybody.
+    /// Who has announced himself in the registry, and when TaskManagers that run something are expected to be there
+    /// after a take-over, if they are well.
     announced: BTreeMap<TaskManagerId, Incarnation>,
     everybody_at: Option<Time>,
     actions: VecDeque<Action>,
@@ -107,6 +109,7 @@ impl Leader {
             };
             (job.id(), job)
         };
+        let everybody_at = (!loaded.is_empty()).then(|| now + grace);
         let jobs = loaded.into_iter().map(job).collect();
         let mut leader = Self {
             config,
@@ -116,7 +119,7 @@ impl Leader {
             broken: Vec::new(),
             keep_apart: BTreeMap::new(),
             announced: BTreeMap::new(),
-            everybody_at: Some(now + grace),
+            everybody_at,
             actions: VecDeque::new(),
         };
         leader.settle(now);
@@ -174,6 +177,7 @@ impl Leader {
                 now,
                 &id,
                 "its control stream broke and it did not come back",
+                false,
             );
         }
         let (due, waiting) = core::mem::take(&mut self.broken)
@@ -293,6 +297,7 @@ impl Leader {
         self.drain_jobs();
         self.place(now);
         self.drain_jobs();
+        self.let_go(now);
         self.forget_ended();
     }
 
@@ -326,43 +331,43 @@ impl Leader {
         // What had run goes on before anything new begins.
         waiting.sort_unstable();
         self.keep_apart.retain(|_, until| *until > now);
+        for (_, _, id) in waiting {
+            let resources = self.resources(id);
+            if let Some(job) = self.jobs.get_mut(&id) {
+                job.deploy(now, &resources);
+            }
+        }
+    }
+
+    /// Where there is room for a job.
+    fn resources(&self, id: JobId) -> Resources {
         let usable = || {
             self.membership
                 .members()
                 .filter(|member| member.is_usable())
         };
-        let addresses: BTreeMap<TaskManagerId, String> = usable()
-            .map(|member| {
-                (
-                    member.registration.id.clone(),
-                    member.registration.data_address.clone(),
-                )
-            })
-            .collect();
-        let keep_apart: BTreeSet<Pair> = self.keep_apart.keys().cloned().collect();
-        for (_, _, id) in waiting {
-            let mut capacity: BTreeMap<TaskManagerId, u32> = self
-                .membership
-                .members()
-                .filter(|member| member.is_usable())
-                .map(|member| (member.registration.id.clone(), member.registration.slots))
-                .collect();
-            for other in self.jobs.values().filter(|other| other.id() != id) {
-                for (task_manager, used) in other.slots_used() {
-                    if let Some(slots) = capacity.get_mut(&task_manager) {
-                        *slots = slots.saturating_sub(used);
-                    }
-                }
+        let mut taken: BTreeMap<TaskManagerId, u32> = BTreeMap::new();
+        for other in self.jobs.values().filter(|other| other.id() != id) {
+            for (task_manager, used) in other.slots_used() {
+                *taken.entry(task_manager).or_default() += used;
             }
-            let (addresses, keep_apart) = (addresses.clone(), keep_apart.clone());
-            let resources = Resources {
-                capacity,
-                addresses,
-                keep_apart,
-            };
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.deploy(now, &resources);
-            }
+        }
+        let left = |member: &Member| {
+            let id = &member.registration.id;
+            let taken = taken.get(id).copied().unwrap_or(0);
+            (id.clone(), member.registration.slots.saturating_sub(taken))
+        };
+        let address = |member: &Member| {
+            let registration = &member.registration;
+            (registration.id.clone(), registration.data_address.clone())
+        };
+        let (leaving, staying): (Vec<&Member>, Vec<&Member>) =
+            usable().partition(|member| member.is_draining());
+        Resources {
+            capacity: staying.into_iter().map(left).collect(),
+            leaving: leaving.into_iter().map(left).collect(),
+            addresses: usable().map(address).collect(),
+            keep_apart: self.keep_apart.keys().cloned().collect(),
         }
     }
 

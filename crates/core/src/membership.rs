@@ -40,13 +40,21 @@ pub struct Member {
     pub registered_at: Time,
     /// Until when it may come back, while its control stream is broken.
     pub suspected_until: Option<Time>,
+    /// It was told that nothing there is needed any more: its end is no loss.
+    pub drained: bool,
 }
 
 impl Member {
-    /// Whether tasks may be placed on it.
+    /// Whether tasks may run on it.
     #[must_use]
     pub fn is_usable(&self) -> bool {
-        self.suspected_until.is_none()
+        self.suspected_until.is_none() && !self.drained
+    }
+
+    /// Whether it wants to go: tasks may stay for a while, and nothing new is placed there.
+    #[must_use]
+    pub fn is_draining(&self) -> bool {
+        self.registration.draining
     }
 }
 
@@ -151,11 +159,16 @@ impl Membership {
             connection,
             registered_at: now,
             suspected_until: None,
+            drained: false,
         };
         let Some(old) = self.members.insert(id.clone(), member) else {
             return Ok(Registered::New);
         };
         if old.registration.incarnation == incarnation {
+            // Whoever wants to go does so until the end of this life.
+            if old.registration.draining {
+                self.drain(&id);
+            }
             return Ok(Registered::Again {
                 old: old.connection,
             });
@@ -181,12 +194,26 @@ impl Membership {
             .values_mut()
             .find(|member| member.connection == connection)?;
         let id = member.registration.id.clone();
-        if how == HowLost::StreamBroken {
+        if how == HowLost::StreamBroken && !member.drained {
             member.suspected_until = Some(now + self.suspicion);
             return None;
         }
         self.lose(now, &id, reason);
         Some(id)
+    }
+
+    /// A TaskManager wants to go.
+    pub fn drain(&mut self, id: &TaskManagerId) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.registration.draining = true;
+        }
+    }
+
+    /// A TaskManager that wants to go is told that nothing there is needed any more.
+    pub fn drained(&mut self, id: &TaskManagerId) {
+        if let Some(member) = self.members.get_mut(id) {
+            member.drained = true;
+        }
     }
 
     /// The suspected TaskManager that has not come back in time, if there is one.
@@ -260,7 +287,11 @@ impl Membership {
         }
     }
 
+    /// The end of one that had nothing left to do is not worth it.
     fn remember(&mut self, at: Time, member: Member, reason: String) {
+        if member.drained {
+            return;
+        }
         if self.lost.len() == LOST_REMEMBERED_MAX {
             self.lost.remove(0);
         }

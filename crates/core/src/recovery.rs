@@ -31,10 +31,20 @@ pub struct Situation<'a> {
     pub placements: &'a Placements,
     /// For each TaskManager, the slots that this job may use.
     pub capacity: &'a BTreeMap<TaskManagerId, u32>,
+    /// TaskManagers where tasks may stay as far as their slots suffice, and nothing new is placed.
+    pub leaving: &'a BTreeMap<TaskManagerId, u32>,
     /// Pairs of TaskManagers that should not both run this job.
     pub keep_apart: &'a BTreeSet<Pair>,
     /// The checkpoint to go back to; `None` for the beginning.
     pub checkpoint: Option<&'a CheckpointMetadata>,
+}
+
+impl Situation<'_> {
+    /// The slots that this job may use on a TaskManager.
+    fn slots(&self, task_manager: &TaskManagerId) -> Option<u32> {
+        let slots = self.capacity.get(task_manager);
+        slots.or_else(|| self.leaving.get(task_manager)).copied()
+    }
 }
 
 /// How regions start again.
@@ -84,7 +94,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<RecoveryPlan, NoPlan> {
     let mut staying: Placements = situation
         .placements
         .iter()
-        .filter(|(_, task_manager)| situation.capacity.contains_key(*task_manager))
+        .filter(|(_, task_manager)| situation.slots(task_manager).is_some())
         .map(|(task, task_manager)| (*task, task_manager.clone()))
         .collect();
     vacate(situation, &restarted, &mut staying);
@@ -124,9 +134,8 @@ fn vacate(situation: &Situation<'_>, restarted: &BTreeSet<TaskId>, staying: &mut
     };
     for (task_manager, used) in scheduler::slots_used(staying) {
         if situation
-            .capacity
-            .get(&task_manager)
-            .is_none_or(|capacity| used > *capacity)
+            .slots(&task_manager)
+            .is_none_or(|slots| used > slots)
         {
             leave(staying, &task_manager);
         }

@@ -20,6 +20,8 @@ pub enum Event {
     },
     /// Every task has finished: the final checkpoint begins at once.
     AllFinished,
+    /// A checkpoint is wanted now, whether there are periodic ones or not. One that is in flight will do.
+    Requested,
     /// Some tasks do not run any more: what is not yet being published is given up.
     TasksLost {
         /// Why, for the history.

@@ -8,12 +8,12 @@ use alloc::vec::Vec;
 use tidemill_protocol::control::{
     Command, DeployTimings, Deployment, TaskDeployment, TaskLocation,
 };
-use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
 use super::{DEPLOY_TIMEOUT, Job, Note, RegionState, Task, TaskStatus, Timer};
-use crate::recovery::{self, NoPlan, RegionPlan, Situation};
+use crate::recovery::{self, NoPlan, RecoveryPlan, RegionPlan, Situation};
 use crate::scheduler::Pair;
 use crate::time::Time;
 
@@ -24,6 +24,9 @@ pub struct Resources {
     pub capacity: BTreeMap<TaskManagerId, u32>,
     /// For each usable TaskManager, its data address.
     pub addresses: BTreeMap<TaskManagerId, String>,
+    /// For each TaskManager that wants to go, the slots that other jobs leave: what is there may stay when it fits
+    /// nowhere else, and nothing new is placed there.
+    pub leaving: BTreeMap<TaskManagerId, u32>,
     /// Pairs that should not both run one job.
     pub keep_apart: BTreeSet<Pair>,
 }
@@ -72,19 +75,9 @@ impl Job {
         let waiting: Vec<usize> = (0..self.regions.len())
             .filter(|region| self.regions[*region].state == RegionState::Pending)
             .collect();
-        let tasks: Vec<&BTreeSet<TaskId>> = waiting
-            .iter()
-            .map(|region| &self.region_tasks[*region])
-            .collect();
         let metadata = checkpoint.and_then(|checkpoint| self.coordinator.metadata(checkpoint));
-        let plan = recovery::plan(&Situation {
-            graph: &self.graph,
-            regions: &tasks,
-            placements: &self.placements,
-            capacity: &resources.capacity,
-            keep_apart: &resources.keep_apart,
-            checkpoint: metadata,
-        });
+        let plan = self.plan_anywhere(&waiting, resources, metadata);
+        self.moving = None;
         match plan {
             Ok(plan) => {
                 let images = metadata.map(|metadata| {
@@ -95,6 +88,7 @@ impl Job {
                 });
                 let images: BTreeMap<TaskId, ObjectRef> = images.unwrap_or_default();
                 self.shortfall = None;
+                self.stay = None;
                 for (region, plan) in waiting.into_iter().zip(plan.regions) {
                     self.start(now, region, plan, checkpoint, &images, resources);
                 }
@@ -112,6 +106,50 @@ impl Job {
             }
         }
         self.settle(now);
+    }
+
+    /// Without the TaskManagers that want to go; or else with those that are not being left right now; or with all.
+    fn plan_anywhere(
+        &self,
+        regions: &[usize],
+        resources: &Resources,
+        checkpoint: Option<&CheckpointMetadata>,
+    ) -> Result<RecoveryPlan, NoPlan> {
+        let nobody = BTreeMap::new();
+        let mut others = resources.leaving.clone();
+        if let Some(moving) = &self.moving {
+            others.retain(|id, _| !moving.from.contains(id));
+        }
+        let mut plan = self.plan(regions, resources, &nobody, checkpoint);
+        for leaving in [&others, &resources.leaving] {
+            if matches!(plan, Err(NoPlan::Slots(_))) && !leaving.is_empty() {
+                plan = self.plan(regions, resources, leaving, checkpoint).or(plan);
+            }
+        }
+        plan
+    }
+
+    /// Where the tasks of these regions go. Those on one of `leaving` may stay there.
+    pub(super) fn plan(
+        &self,
+        regions: &[usize],
+        resources: &Resources,
+        leaving: &BTreeMap<TaskManagerId, u32>,
+        checkpoint: Option<&CheckpointMetadata>,
+    ) -> Result<RecoveryPlan, NoPlan> {
+        let tasks: Vec<&BTreeSet<TaskId>> = regions
+            .iter()
+            .map(|region| &self.region_tasks[*region])
+            .collect();
+        recovery::plan(&Situation {
+            graph: &self.graph,
+            regions: &tasks,
+            placements: &self.placements,
+            capacity: &resources.capacity,
+            leaving,
+            keep_apart: &resources.keep_apart,
+            checkpoint,
+        })
     }
 
     /// How many tasks of a region that ran before get another place. Those of a lost TaskManager have none any more.

@@ -41,6 +41,7 @@ impl Job {
         }
         self.placements.clear();
         self.shortfall = None;
+        self.moving = None;
         self.store_record();
     }
 

@@ -2,6 +2,7 @@
 
 use alloc::collections::{BTreeSet, VecDeque};
 use alloc::string::String;
+use alloc::vec::Vec;
 use core::fmt;
 use tidemill_protocol::control::{DeployTimings, TaskFailure};
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
@@ -55,6 +56,20 @@ pub enum Note {
         /// After how long.
         delay: Duration,
     },
+    /// TaskManagers want to go, and a checkpoint is taken to move what runs there.
+    MoveBegun {
+        /// Which TaskManagers.
+        from: Vec<TaskManagerId>,
+        /// How many tasks run there.
+        tasks: usize,
+    },
+    /// TaskManagers want to go, and what runs there stays since it fits nowhere else.
+    CannotMove {
+        /// Which TaskManagers.
+        from: Vec<TaskManagerId>,
+        /// What is missing elsewhere.
+        shortfall: Shortfall,
+    },
     /// A region is being deployed.
     Deployed {
         /// Its attempt.
@@ -106,10 +121,12 @@ impl Note {
             | Self::CheckpointDamaged { .. }
             | Self::Retrying { .. }
             | Self::WaitingForSlots(_)
+            | Self::CannotMove { .. }
             | Self::Failed { .. } => true,
             Self::Checkpoint(record) => matches!(record.outcome, Outcome::Failed { .. }),
             Self::Phase { .. }
             | Self::Adopted { .. }
+            | Self::MoveBegun { .. }
             | Self::Deployed { .. }
             | Self::Recovered { .. } => false,
         }
@@ -149,6 +166,19 @@ impl fmt::Display for Note {
             } => {
                 write!(f, "{cause}; {restarted} tasks restart after {delay:?}")
             }
+            Self::MoveBegun { from, tasks } => write!(
+                f,
+                "{} is being drained: {tasks} tasks leave after a checkpoint",
+                Names(from)
+            ),
+            Self::CannotMove {
+                from,
+                shortfall: Shortfall { needed, free },
+            } => write!(
+                f,
+                "{} is being drained, but its tasks stay and run: elsewhere {needed} slots are needed and {free} are free; start a TaskManager, or cancel another job",
+                Names(from)
+            ),
             Self::Deployed {
                 attempt,
                 tasks,
@@ -178,6 +208,19 @@ impl fmt::Display for Note {
             Self::Retrying { what } => write!(f, "{what}; it is tried again"),
             Self::Failed { reason } => write!(f, "the job has failed: {reason}"),
         }
+    }
+}
+
+/// TaskManagers in a row.
+struct Names<'a>(&'a [TaskManagerId]);
+
+impl fmt::Display for Names<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, id) in self.0.iter().enumerate() {
+            let comma = if index == 0 { "" } else { ", " };
+            write!(f, "{comma}{id}")?;
+        }
+        Ok(())
     }
 }
 

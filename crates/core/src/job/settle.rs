@@ -31,6 +31,9 @@ impl Job {
         self.settle_readiness(now);
         self.drain_coordinator(now);
         self.settle_phase(now);
+        self.make_move(now);
+        self.drain_coordinator(now);
+        self.settle_phase(now);
         if self.phase.is_terminal() && !self.cleaned && !self.coordinator.is_publication_pending() {
             self.cleaned = true;
             self.actions.push_back(Action::DeleteJobObjects);
@@ -78,6 +81,9 @@ impl Job {
             let participants = self.tasks.keys().filter_map(attempt).collect();
             self.coordinator
                 .handle(now, checkpoint::Event::TasksReady { participants });
+            if self.moving.is_some() {
+                self.coordinator.handle(now, checkpoint::Event::Requested);
+            }
         }
         if self.phase == Phase::Finishing && !self.coordinator.is_finishing() {
             self.coordinator.handle(now, checkpoint::Event::AllFinished);
@@ -129,6 +135,7 @@ impl Job {
                 }
                 checkpoint::Action::Completed(record) => {
                     self.has_completed = true;
+                    self.move_is_due();
                     self.note(now, Note::Checkpoint(record));
                 }
                 checkpoint::Action::Failed(record) => self.note(now, Note::Checkpoint(record)),

@@ -190,6 +190,21 @@ pub enum Note {
         /// How that was seen.
         reason: String,
     },
+    /// A TaskManager wants to go.
+    TaskManagerDraining {
+        /// Its name.
+        id: TaskManagerId,
+    },
+    /// Nothing on a TaskManager is needed any more: it may go.
+    TaskManagerDrained {
+        /// Its name.
+        id: TaskManagerId,
+    },
+    /// A TaskManager that had been drained is gone.
+    TaskManagerLeft {
+        /// Its name.
+        id: TaskManagerId,
+    },
     /// Something happened to a job.
     Job {
         /// Which.
@@ -206,7 +221,10 @@ impl Note {
     #[must_use]
     pub fn is_alarming(&self) -> bool {
         match self {
-            Self::TaskManagerJoined { .. } => false,
+            Self::TaskManagerJoined { .. }
+            | Self::TaskManagerDraining { .. }
+            | Self::TaskManagerDrained { .. }
+            | Self::TaskManagerLeft { .. } => false,
             Self::TaskManagerSuspected { .. } | Self::TaskManagerLost { .. } => true,
             Self::Job { note, .. } => note.is_alarming(),
         }
@@ -227,6 +245,16 @@ impl fmt::Display for Note {
             Self::TaskManagerLost { id, reason } => {
                 write!(f, "TaskManager {id} is lost: {reason}")
             }
+            Self::TaskManagerDraining { id } => {
+                write!(f, "TaskManager {id} wants to leave: its tasks are moved")
+            }
+            Self::TaskManagerDrained { id } => {
+                write!(
+                    f,
+                    "nothing on TaskManager {id} is needed any more: it may leave"
+                )
+            }
+            Self::TaskManagerLeft { id } => write!(f, "TaskManager {id} has left"),
             Self::Job { name, note, .. } => write!(f, "job {name}: {note}"),
         }
     }

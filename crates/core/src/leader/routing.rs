@@ -36,6 +36,8 @@ impl Leader {
         for task in &registration.running {
             running.entry(task.job).or_default().push(task.clone());
         }
+        let draining = registration.draining;
+        let left = self.has_left(&id);
         let replaced = match self.membership.register(now, connection, registration) {
             Ok(Registered::New) => None,
             Ok(Registered::Again { old }) => Some(old),
@@ -44,6 +46,7 @@ impl Leader {
                     now,
                     &id,
                     &format!("it was started again (life {incarnation} is over)"),
+                    left,
                 );
                 Some(old)
             }
@@ -68,6 +71,9 @@ impl Leader {
             address,
         };
         self.actions.push_back(Action::Note(joined));
+        if draining {
+            self.wants_to_go(&id);
+        }
         for (job, state) in &mut self.jobs {
             let running = running.remove(job).unwrap_or_default();
             state.handle(
@@ -111,7 +117,8 @@ impl Leader {
         let from = member.registration.id.clone();
         match message {
             // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
-            ToLeader::Register(_) | ToLeader::Logs { .. } | ToLeader::Draining => {}
+            ToLeader::Register(_) | ToLeader::Logs { .. } => {}
+            ToLeader::Draining => self.wants_to_go(&from),
             ToLeader::TaskState {
                 job,
                 attempt,
@@ -192,12 +199,13 @@ impl Leader {
         else {
             return;
         };
+        let left = self.has_left(&id);
         if self
             .membership
             .connection_lost(now, connection, how, reason)
             .is_some()
         {
-            self.lost(now, &id, reason);
+            self.lost(now, &id, reason, left);
         } else {
             self.actions
                 .push_back(Action::Note(Note::TaskManagerSuspected {
@@ -208,11 +216,16 @@ impl Leader {
         }
     }
 
-    pub(super) fn lost(&mut self, now: Time, id: &TaskManagerId, reason: &str) {
+    /// A TaskManager is gone. One that was drained has left: nothing of any job was there.
+    pub(super) fn lost(&mut self, now: Time, id: &TaskManagerId, reason: &str, left: bool) {
         let (id, reason) = (id.clone(), String::from(reason));
-        let note = Note::TaskManagerLost {
-            id: id.clone(),
-            reason: reason.clone(),
+        let note = if left {
+            Note::TaskManagerLeft { id: id.clone() }
+        } else {
+            Note::TaskManagerLost {
+                id: id.clone(),
+                reason: reason.clone(),
+            }
         };
         self.actions.push_back(Action::Note(note));
         self.tell_all(now, &job::Event::TaskManagerLost { id, reason });

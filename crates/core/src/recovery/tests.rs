@@ -67,6 +67,7 @@ fn plan_after(
         regions: &[&all],
         placements: before,
         capacity: &capacity(slots),
+        leaving: &BTreeMap::new(),
         keep_apart: apart,
         checkpoint: None,
     })?;
@@ -131,6 +132,7 @@ fn a_checkpoint_without_a_tasks_image_is_not_gone_back_to() {
         regions: &[&all],
         placements: &Placements::new(),
         capacity: &capacity(&[("a", 4)]),
+        leaving: &BTreeMap::new(),
         keep_apart: &BTreeSet::new(),
         checkpoint: Some(&checkpoint),
     });

@@ -7,7 +7,7 @@ use tidemill_core::Time;
 use tidemill_core::checkpoint;
 use tidemill_core::job::{self, Job, Phase};
 use tidemill_core::leader::{Action, Event, Leader, LeaderConfig, LoadedJob, Note};
-use tidemill_core::membership::{ConnectionId, HowLost};
+use tidemill_core::membership::{ConnectionId, HowLost, Member};
 use tidemill_protocol::control::{Command, FromLeader, ToLeader};
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::record::{CheckpointPointers, JobRecord, JobState};
@@ -64,7 +64,7 @@ pub(crate) struct Cluster {
     connections: u64,
     to_leader: VecDeque<(ConnectionId, ToLeader)>,
     results: VecDeque<(JobId, job::Event)>,
-    deployed: BTreeMap<(JobId, TaskId), AttemptId>,
+    deployed: BTreeMap<(JobId, TaskId), (AttemptId, TaskManagerId)>,
     published: BTreeMap<JobId, CheckpointId>,
 }
 
@@ -164,6 +164,25 @@ impl Cluster {
             .connection
             .take();
         self.lose(connection, HowLost::Silent);
+    }
+
+    /// It is asked to leave (SIGTERM).
+    pub(crate) fn drain(&mut self, name: &str) {
+        let task_manager = self.task_managers.get_mut(name).expect("it lives");
+        task_manager.draining = true;
+        if task_manager.connection.is_some() {
+            self.say(name, ToLeader::Draining);
+        }
+    }
+
+    /// Whoever may leave does.
+    pub(crate) fn drained_leave(&mut self) -> Vec<String> {
+        let drained = |(name, one): (&String, &TaskManager)| one.drained.then(|| name.clone());
+        let names: Vec<String> = self.task_managers.iter().filter_map(drained).collect();
+        for name in &names {
+            self.kill(name);
+        }
+        names
     }
 
     fn lose(&mut self, connection: Option<ConnectionId>, how: HowLost) {
@@ -507,6 +526,7 @@ impl Cluster {
         }
         match &message.command {
             Command::Deploy(deployment) => {
+                let member = self.leader.membership().at(connection);
                 let last = self.published.get(&deployment.job).copied();
                 let last = last.filter(|_| self.pointers.contains_key(&deployment.job));
                 if self.fallbacks == 0 {
@@ -517,8 +537,14 @@ impl Cluster {
                 }
                 for task in &deployment.tasks {
                     let key = (deployment.job, task.task);
-                    let before = self.deployed.insert(key, deployment.attempt);
-                    assert!(before.is_none_or(|before| before < deployment.attempt));
+                    let (attempt, place) = (deployment.attempt, task_manager.id.clone());
+                    let before = self.deployed.insert(key, (attempt, place.clone()));
+                    assert!(before.as_ref().is_none_or(|before| before.0 < attempt));
+                    let stays = before.is_some_and(|before| before.1 == place);
+                    assert!(
+                        stays || !member.is_some_and(Member::is_draining),
+                        "nothing new is placed on {place}, which leaves"
+                    );
                 }
             }
             Command::CompleteCheckpoint {

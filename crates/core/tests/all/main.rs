@@ -3,6 +3,7 @@
 
 mod adoption;
 mod cluster;
+mod draining;
 mod jobs;
 mod random;
 mod scenarios;

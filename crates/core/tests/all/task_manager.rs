@@ -43,6 +43,10 @@ pub(crate) struct TaskManager {
     pub(crate) completed: Vec<(JobId, CheckpointId)>,
     /// What it was told will never be published.
     pub(crate) aborted: Vec<(JobId, CheckpointId)>,
+    /// It was asked to leave.
+    pub(crate) draining: bool,
+    /// It was told that it may.
+    pub(crate) drained: bool,
     worker: Worker,
 }
 
@@ -64,6 +68,8 @@ impl TaskManager {
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             aborted: Vec::new(),
+            draining: false,
+            drained: false,
             worker: Worker::default(),
         }
     }
@@ -76,7 +82,7 @@ impl TaskManager {
             slots: self.slots,
             cluster_config_hash: 7,
             version: String::new(),
-            draining: false,
+            draining: self.draining,
             running: self.worker.running(),
         }
     }
@@ -106,7 +112,12 @@ impl TaskManager {
                     let answer = self.word(job, task, attempt, checkpoint, word, behaviour);
                     answers.extend(answer);
                 }
-                WorkerAction::FetchLogs { .. } | WorkerAction::Drained => {}
+                WorkerAction::FetchLogs { .. } => {}
+                WorkerAction::Drained => {
+                    assert!(self.draining, "nobody is sent away");
+                    assert!(self.tasks.is_empty(), "{:?} run here", self.tasks);
+                    self.drained = true;
+                }
             }
         }
         answers
