@@ -75,7 +75,7 @@ pub struct NamedLock {
 /// What a backend keeps for a lock.
 pub(crate) enum LockHold {
     Embedded(Permit),
-    ZooKeeper(OwnNode),
+    ZooKeeper(Box<OwnNode>),
 }
 
 impl NamedLock {

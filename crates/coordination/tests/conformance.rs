@@ -4,11 +4,14 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{job, job_id, job_manager, pointers};
+use common::{job, job_id, job_manager, options, pointers, soon};
 use tempfile::TempDir;
-use tidemill_coordination::{Embedded, Registry, WriteError};
+use tidemill_coordination::{
+    Connection, Embedded, KnownLeader, LockError, Registry, WriteError, ZooKeeper,
+};
 use tidemill_protocol::Epoch;
 use tidemill_protocol::record::{CheckpointPointers, JobState};
+use tidemill_zookeeper_ensemble::{Ensemble, Options};
 
 /// A registry that outlives the processes that use it.
 trait World {
@@ -24,6 +27,11 @@ async fn conforms<W: World>(new_world: impl Fn() -> W) {
     a_record_is_replaced_and_removed_with_its_pointers(&new_world()).await;
     pointers_are_published_for_known_jobs_only(&new_world()).await;
     writers_at_the_same_time_do_not_mix(&new_world()).await;
+    a_second_candidate_waits_and_is_elected_when_the_first_resigns(&new_world()).await;
+    a_leadership_that_is_dropped_is_given_up(&new_world()).await;
+    a_candidature_is_withdrawn_with_its_future(&new_world()).await;
+    a_proof_of_another_registry_is_worth_nothing(&new_world(), &new_world()).await;
+    a_named_lock_excludes_until_it_is_dropped(&new_world()).await;
 }
 
 async fn epochs_grow_over_take_overs_and_restarts(world: &impl World) {
@@ -171,12 +179,148 @@ async fn writers_at_the_same_time_do_not_mix(world: &impl World) {
     }
 }
 
+async fn a_second_candidate_waits_and_is_elected_when_the_first_resigns(world: &impl World) {
+    let registry = world.start();
+    let (mut leader, mut candidates) = (registry.leader(), registry.job_managers());
+    let first = registry.lead(&job_manager(1)).await.unwrap();
+    let known = KnownLeader {
+        epoch: first.epoch(),
+        record: job_manager(1),
+    };
+    let is_known = leader.wait_for(|leader| leader.as_ref() == Some(&known));
+    drop(soon("the first leader", is_known).await.unwrap());
+    assert_eq!(*registry.connection().borrow(), Connection::Connected);
+
+    let waiting = {
+        let registry = Arc::clone(&registry);
+        tokio::spawn(async move { registry.lead(&job_manager(2)).await.unwrap() })
+    };
+    let both = [job_manager(1), job_manager(2)];
+    let stand = candidates.wait_for(|candidates| candidates == &both);
+    drop(soon("the second candidate", stand).await.unwrap());
+    registry.confirm(&first).await.unwrap();
+    assert!(!waiting.is_finished());
+
+    registry.resign(&first).await.unwrap();
+    soon("the end of the first", first.lost()).await;
+    let second = soon("the second leader", waiting).await.unwrap();
+    assert!(second.epoch() > first.epoch());
+    assert!(second.confirmed_at() > first.confirmed_at());
+    let known = KnownLeader {
+        epoch: second.epoch(),
+        record: job_manager(2),
+    };
+    let is_known = leader.wait_for(|leader| leader.as_ref() == Some(&known));
+    drop(soon("word of the second leader", is_known).await.unwrap());
+    let alone = candidates.wait_for(|candidates| candidates == &[job_manager(2)]);
+    drop(soon("the second to be alone", alone).await.unwrap());
+    registry.confirm(&second).await.unwrap();
+    // It has nothing left to resign from.
+    registry.resign(&first).await.unwrap();
+    registry.confirm(&second).await.unwrap();
+}
+
+async fn a_leadership_that_is_dropped_is_given_up(world: &impl World) {
+    let registry = world.start();
+    let first = registry.lead(&job_manager(1)).await.unwrap();
+    let epoch = first.epoch();
+    drop(first.clone());
+    registry.confirm(&first).await.unwrap();
+    drop(first);
+    let candidate = job_manager(2);
+    let second = soon("the second", registry.lead(&candidate)).await.unwrap();
+    assert!(second.epoch() > epoch);
+}
+
+async fn a_candidature_is_withdrawn_with_its_future(world: &impl World) {
+    let registry = world.start();
+    let mut candidates = registry.job_managers();
+    let first = registry.lead(&job_manager(1)).await.unwrap();
+    let second = {
+        let registry = Arc::clone(&registry);
+        tokio::spawn(async move { registry.lead(&job_manager(2)).await.unwrap() })
+    };
+    let stands = candidates.wait_for(|candidates| candidates.contains(&job_manager(2)));
+    drop(soon("the second candidate", stands).await.unwrap());
+    second.abort();
+    let gone = candidates.wait_for(|candidates| candidates == &[job_manager(1)]);
+    drop(soon("its withdrawal", gone).await.unwrap());
+
+    registry.resign(&first).await.unwrap();
+    let candidate = job_manager(3);
+    soon("the third", registry.lead(&candidate)).await.unwrap();
+}
+
+async fn a_proof_of_another_registry_is_worth_nothing(here: &impl World, there: &impl World) {
+    let (here, there) = (here.start(), there.start());
+    let foreign = there.lead(&job_manager(1)).await.unwrap();
+    let own = here.lead(&job_manager(2)).await.unwrap();
+    let refused = here.put_job(&foreign, &job(1)).await;
+    assert!(
+        matches!(refused, Err(WriteError::Fenced { .. })),
+        "{refused:?}"
+    );
+    here.put_job(&own, &job(1)).await.unwrap();
+    assert_eq!(there.jobs().await.unwrap(), []);
+}
+
+async fn a_named_lock_excludes_until_it_is_dropped(world: &impl World) {
+    let registry = world.start();
+    let lock = registry.lock("graph-of-a-job").await.unwrap();
+    assert_eq!(lock.name(), "graph-of-a-job");
+    // Another name is another lock.
+    drop(registry.lock("another").await.unwrap());
+    let waiting = {
+        let registry = Arc::clone(&registry);
+        tokio::spawn(async move { registry.lock("graph-of-a-job").await.unwrap() })
+    };
+    // A lock that is asked for later and got shows that the first was not given away meanwhile.
+    drop(registry.lock("another").await.unwrap());
+    assert!(!waiting.is_finished());
+    drop(lock);
+    drop(soon("the lock", waiting).await.unwrap());
+    for bad in ["", "..", "a/b", "\n"] {
+        let refused = registry.lock(bad).await;
+        assert!(
+            matches!(refused, Err(LockError::BadName { .. })),
+            "{refused:?}"
+        );
+    }
+}
+
 struct Directory(TempDir);
 
 impl World for Directory {
     fn start(&self) -> Arc<dyn Registry> {
         Arc::new(Embedded::open(self.0.path()).unwrap())
     }
+}
+
+/// A cluster of its own in one ensemble.
+struct Chroot {
+    servers: Vec<String>,
+    root: String,
+}
+
+impl World for Chroot {
+    fn start(&self) -> Arc<dyn Registry> {
+        let options = options(self.servers.clone(), &self.root);
+        Arc::new(ZooKeeper::open(options).unwrap())
+    }
+}
+
+#[tokio::test]
+async fn the_registry_in_zookeeper_conforms() {
+    let ensemble = Ensemble::start(Options::with_servers(1)).unwrap();
+    let number = std::cell::Cell::new(0);
+    conforms(|| {
+        number.set(number.get() + 1);
+        Chroot {
+            servers: ensemble.addresses(),
+            root: format!("/tidemill/cluster-{}", number.get()),
+        }
+    })
+    .await;
 }
 
 #[tokio::test]

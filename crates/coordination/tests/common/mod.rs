@@ -4,8 +4,12 @@
     reason = "each test binary compiles this module and uses a part of it"
 )]
 
-use std::collections::BTreeMap;
+pub(crate) mod proxy;
 
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use tidemill_coordination::{Access, ZooKeeperOptions};
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::record::{
     CheckpointPointer, CheckpointPointers, JobManagerRecord, JobOptions, JobRecord, JobState,
@@ -81,5 +85,26 @@ pub(crate) fn task_manager(number: u8) -> TaskManagerRecord {
         incarnation: Incarnation(0x0fed_cba9_8765_4300 + u64::from(number)),
         data_address: format!("10.0.1.{number}:7432"),
         slots: 4,
+    }
+}
+
+/// Options for servers with a tick of 200 ms: a session is lost after one second.
+pub(crate) fn options(servers: Vec<String>, root: &str) -> ZooKeeperOptions {
+    ZooKeeperOptions {
+        servers,
+        root: root.into(),
+        session_timeout: Duration::from_millis(1000),
+        connection_timeout: Duration::from_millis(400),
+        credentials: None,
+        acl: Access::Open,
+        tls: None,
+    }
+}
+
+/// Waits for what must come, and not for ever.
+pub(crate) async fn soon<T>(what: &str, coming: impl Future<Output = T>) -> T {
+    match tokio::time::timeout(Duration::from_secs(30), coming).await {
+        Ok(value) => value,
+        Err(_) => panic!("{what} did not come in 30 s"),
     }
 }
