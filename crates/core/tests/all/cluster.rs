@@ -8,7 +8,7 @@ use tidemill_core::checkpoint;
 use tidemill_core::job::{self, Job, Phase};
 use tidemill_core::leader::{Action, Event, Leader, LeaderConfig, LoadedJob, Note};
 use tidemill_core::membership::{ConnectionId, HowLost, Member};
-use tidemill_protocol::control::{Command, FromLeader, ToLeader};
+use tidemill_protocol::control::{Command, FromLeader, TaskDeployment, ToLeader};
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::record::{CheckpointPointers, JobRecord, JobState};
 use tidemill_protocol::{
@@ -59,12 +59,16 @@ pub(crate) struct Cluster {
     pub(crate) deaf: BTreeSet<String>,
     /// The JobManager does so many more things and then hangs, until it is restarted.
     pub(crate) halt_after: Option<u32>,
+    /// A leader that has been succeeded and does not know it.
+    deposed: Option<Leader>,
+    /// Where tasks have ever been placed.
+    placed: BTreeSet<(JobId, TaskId, TaskManagerId)>,
     metadata: BTreeMap<(JobId, CheckpointId), CheckpointMetadata>,
     epoch: u64,
     connections: u64,
     to_leader: VecDeque<(ConnectionId, ToLeader)>,
     results: VecDeque<(JobId, job::Event)>,
-    deployed: BTreeMap<(JobId, TaskId), (AttemptId, TaskManagerId)>,
+    deployed: BTreeMap<(JobId, TaskId), AttemptId>,
     published: BTreeMap<JobId, CheckpointId>,
 }
 
@@ -104,6 +108,8 @@ impl Cluster {
             fallbacks: 0,
             deaf: BTreeSet::new(),
             halt_after: None,
+            deposed: None,
+            placed: BTreeSet::new(),
             metadata: BTreeMap::new(),
             epoch: 1,
             connections: 0,
@@ -131,6 +137,7 @@ impl Cluster {
         let connection = ConnectionId(self.connections);
         let task_manager = self.task_managers.get_mut(name).expect("it lives");
         task_manager.connection = Some(connection);
+        task_manager.old_connection = None;
         let registration = task_manager.registration();
         self.tell(Event::Registering {
             connection,
@@ -229,6 +236,70 @@ impl Cluster {
         let life = |one: &TaskManager| (one.id.clone(), Incarnation(one.incarnation));
         let task_managers = self.task_managers.values().map(life).collect();
         self.tell(Event::Announced { task_managers });
+    }
+
+    /// Another JobManager is elected while the leader is frozen: it goes on later with those who have not met the other.
+    pub(crate) fn depose(&mut self) {
+        let connections: Vec<_> = self
+            .task_managers
+            .iter()
+            .map(|(name, one)| (name.clone(), one.connection))
+            .collect();
+        let leader = self.leader.clone();
+        self.restart_jobmanager();
+        self.deposed = Some(leader);
+        for (name, connection) in connections {
+            let task_manager = self.task_managers.get_mut(&name).expect("it lives");
+            task_manager.old_connection = connection;
+        }
+    }
+
+    /// The leader that was succeeded goes on: it loses sight of one TaskManager, and time has passed for it.
+    pub(crate) fn deposed_acts(&mut self, loses: &str) {
+        let Some(mut leader) = self.deposed.take() else {
+            return;
+        };
+        if let Some(connection) = self.task_managers[loses].old_connection {
+            let (how, reason) = (HowLost::Silent, "idle timeout".to_owned());
+            leader.handle(
+                self.now,
+                Event::ConnectionLost {
+                    connection,
+                    how,
+                    reason,
+                },
+            );
+        }
+        for _ in 0..2 {
+            leader.handle_timeout(self.now);
+            while let Some(action) = leader.poll_action() {
+                // Whatever it writes is refused by the fence, and it hears nothing of that.
+                let Action::Send {
+                    connection,
+                    message,
+                } = action
+                else {
+                    continue;
+                };
+                let mut all = self.task_managers.values_mut();
+                let listens = all.find(|one| one.old_connection == Some(connection));
+                if let (Some(one), Command::Deploy(deployment)) = (&listens, &message.command) {
+                    let place = |part: &TaskDeployment| (deployment.job, part.task, one.id.clone());
+                    self.placed.extend(deployment.tasks.iter().map(place));
+                }
+                let answers = listens.and_then(|one| one.obey(message, &self.behaviour).ok());
+                for message in answers.into_iter().flatten() {
+                    leader.handle(
+                        self.now,
+                        Event::Message {
+                            connection,
+                            message,
+                        },
+                    );
+                }
+            }
+        }
+        self.deposed = Some(leader);
     }
 
     /// Every living TaskManager meets the new leader.
@@ -350,7 +421,13 @@ impl Cluster {
 
     fn perform(&mut self, action: Action) {
         match action {
-            Action::AcceptTaskManager { .. } | Action::CloseTaskManager { .. } => {}
+            Action::AcceptTaskManager { connection } => {
+                let mut all = self.task_managers.values_mut();
+                if let Some(one) = all.find(|one| one.connection == Some(connection)) {
+                    one.met(Epoch(self.epoch));
+                }
+            }
+            Action::CloseTaskManager { .. } => {}
             Action::RefuseTaskManager { reason, .. } => self.refused.push(reason),
             Action::Send {
                 connection,
@@ -537,10 +614,10 @@ impl Cluster {
                 }
                 for task in &deployment.tasks {
                     let key = (deployment.job, task.task);
-                    let (attempt, place) = (deployment.attempt, task_manager.id.clone());
-                    let before = self.deployed.insert(key, (attempt, place.clone()));
-                    assert!(before.as_ref().is_none_or(|before| before.0 < attempt));
-                    let stays = before.is_some_and(|before| before.1 == place);
+                    let before = self.deployed.insert(key, deployment.attempt);
+                    assert!(before.is_none_or(|before| before < deployment.attempt));
+                    let place = task_manager.id.clone();
+                    let stays = !self.placed.insert((key.0, key.1, place.clone()));
                     assert!(
                         stays || !member.is_some_and(Member::is_draining),
                         "nothing new is placed on {place}, which leaves"

@@ -36,7 +36,7 @@ impl Dice {
 }
 
 fn step(cluster: &mut Cluster, dice: &mut Dice) {
-    match dice.roll(20) {
+    match dice.roll(28) {
         0 => {
             if let Some(name) = dice.name(cluster) {
                 cluster.kill(&name);
@@ -90,6 +90,30 @@ fn step(cluster: &mut Cluster, dice: &mut Dice) {
         14 => cluster.records_fail ^= true,
         15 => cluster.metadata_fails ^= true,
         16 => cluster.all_tasks(JOB, TaskManager::run),
+        17 => {
+            if let Some(name) = dice.name(cluster) {
+                cluster.drain(&name);
+            }
+        }
+        18 => drop(cluster.drained_leave()),
+        19 => {
+            if let Some(name) = dice.connected(cluster) {
+                cluster.isolate(&name);
+            }
+        }
+        20 => {
+            cluster.depose();
+            if dice.roll(2) == 0 {
+                cluster.connect_all();
+            }
+        }
+        21 => {
+            if let Some(name) = dice.name(cluster) {
+                cluster.deposed_acts(&name);
+            }
+        }
+        22 => cluster.announce(),
+        23 => cluster.metadata_unavailable ^= true,
         _ => cluster.advance(Duration::from_millis(dice.roll(3000))),
     }
 }
@@ -101,6 +125,7 @@ fn come_to_rest(cluster: &mut Cluster) {
     cluster.behaviour.commits_stall = false;
     cluster.records_fail = false;
     cluster.metadata_fails = false;
+    cluster.metadata_unavailable = false;
     cluster.publications_land();
     cluster.connect_all();
     cluster.join("enough", 10);

@@ -2,13 +2,15 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use tidemill_core::membership::ConnectionId;
-use tidemill_core::worker::{CheckpointWord, Worker, WorkerAction};
+use tidemill_core::worker::{CheckpointWord, Disobeyed, Worker, WorkerAction};
 use tidemill_protocol::control::{
     Blame, CaptureStats, CheckpointAcknowledgement, DeployTimings, Deployment, FromLeader,
     Registration, TaskFailure, TaskState, ToLeader,
 };
 use tidemill_protocol::manifest::ObjectRef;
-use tidemill_protocol::{AttemptId, CheckpointId, Incarnation, JobId, TaskId, TaskManagerId};
+use tidemill_protocol::{
+    AttemptId, CheckpointId, Epoch, Incarnation, JobId, TaskId, TaskManagerId,
+};
 
 /// What every TaskManager of the world does.
 #[derive(Clone, Debug, Default)]
@@ -38,6 +40,8 @@ pub(crate) struct TaskManager {
     pub(crate) slots: u32,
     /// Its connection to the leader, while there is one.
     pub(crate) connection: Option<ConnectionId>,
+    /// Its connection to a leader that has been succeeded, as long as it has not met the next one.
+    pub(crate) old_connection: Option<ConnectionId>,
     pub(crate) tasks: BTreeMap<(JobId, TaskId), Execution>,
     /// The checkpoint and the finished tasks that each completed word was about, for the checks.
     pub(crate) completed: Vec<(JobId, CheckpointId)>,
@@ -65,6 +69,7 @@ impl TaskManager {
             incarnation,
             slots,
             connection: None,
+            old_connection: None,
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             aborted: Vec::new(),
@@ -87,13 +92,25 @@ impl TaskManager {
         }
     }
 
+    /// Its registration is accepted.
+    pub(crate) fn met(&mut self, epoch: Epoch) {
+        self.worker.met(epoch).expect("the newest leader");
+    }
+
     /// Obeys, and answers.
     pub(crate) fn hear(&mut self, message: FromLeader, behaviour: &Behaviour) -> Vec<ToLeader> {
+        self.obey(message, behaviour)
+            .expect("the leader never says what is refused")
+    }
+
+    /// Obeys if it may, and answers.
+    pub(crate) fn obey(
+        &mut self,
+        message: FromLeader,
+        behaviour: &Behaviour,
+    ) -> Result<Vec<ToLeader>, Disobeyed> {
         let mut answers = Vec::new();
-        let actions = self
-            .worker
-            .handle(message)
-            .expect("the leader never says what is refused");
+        let actions = self.worker.handle(message)?;
         for action in actions {
             match action {
                 WorkerAction::Stop { job, task, .. } => {
@@ -113,6 +130,7 @@ impl TaskManager {
                     answers.extend(answer);
                 }
                 WorkerAction::FetchLogs { .. } => {}
+                WorkerAction::Drained if self.old_connection.is_some() => {}
                 WorkerAction::Drained => {
                     assert!(self.draining, "nobody is sent away");
                     assert!(self.tasks.is_empty(), "{:?} run here", self.tasks);
@@ -120,7 +138,7 @@ impl TaskManager {
                 }
             }
         }
-        answers
+        Ok(answers)
     }
 
     fn start(&mut self, deployment: &Deployment, behaviour: &Behaviour) -> Vec<ToLeader> {
