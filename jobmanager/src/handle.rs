@@ -17,6 +17,8 @@ use crate::views::{
 /// How a job is to run, as far as its submitter says; the cluster's configuration fills in the rest.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct SubmitOptions {
+    /// The job's id, chosen by the submitter, so that a submission that is sent again is not carried out twice.
+    pub id: Option<JobId>,
     /// Instead of the job's own.
     pub name: Option<String>,
     /// What the job's builder reads.

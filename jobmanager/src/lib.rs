@@ -19,6 +19,8 @@ mod standing;
 mod start;
 mod submission;
 mod take_over;
+#[cfg(test)]
+mod tests;
 pub mod views;
 
 pub use handle::{

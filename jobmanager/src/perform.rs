@@ -53,7 +53,13 @@ pub(crate) struct Performer {
     /// Registrations that have not been answered.
     registering: HashMap<ConnectionId, oneshot::Sender<Answer>>,
     outboxes: HashMap<ConnectionId, mpsc::UnboundedSender<FromLeader>>,
-    submitters: HashMap<JobId, (SubmittedView, Reply<Result<SubmittedView, SubmitError>>)>,
+    submitters: HashMap<
+        JobId,
+        (
+            SubmittedView,
+            Vec<Reply<Result<SubmittedView, SubmitError>>>,
+        ),
+    >,
     cancellers: HashMap<JobId, Vec<Reply<Result<(), CancelError>>>>,
     /// The last clean-up of each job that has begun one.
     clean_ups: HashMap<JobId, JoinHandle<Option<()>>>,
@@ -80,14 +86,18 @@ impl Performer {
         self.registering.insert(connection, answer);
     }
 
-    /// Who waits for a submission to be stored, and what to tell him then.
+    /// Who waits for a submission to be stored, and what to tell him then. One that was sent twice is waited for twice.
     pub(crate) fn expect_submission(
         &mut self,
         job: JobId,
         view: SubmittedView,
         reply: Reply<Result<SubmittedView, SubmitError>>,
     ) {
-        self.submitters.insert(job, (view, reply));
+        let (_, replies) = self
+            .submitters
+            .entry(job)
+            .or_insert_with(|| (view, Vec::new()));
+        replies.push(reply);
     }
 
     /// Who waits for the wish to cancel a job to be stored.
@@ -127,13 +137,17 @@ impl Performer {
             } => drop(self.say(connection, message)),
             Action::StoreJobRecord(record) => self.store_record(record),
             Action::SubmissionStored { job } => {
-                if let Some((view, reply)) = self.submitters.remove(&job) {
-                    // A submitter that has gone away finds the job in the list.
-                    let _ = reply.send(Ok(view));
+                if let Some((view, replies)) = self.submitters.remove(&job) {
+                    for reply in replies {
+                        // A submitter that has gone away finds the job in the list.
+                        let _ = reply.send(Ok(view.clone()));
+                    }
                 }
             }
             Action::SubmissionRejected { job, reason } => {
-                if let Some((_, reply)) = self.submitters.remove(&job) {
+                let (_, replies) = self.submitters.remove(&job).unzip();
+                for reply in replies.unwrap_or_default() {
+                    let reason = reason.clone();
                     let _ = reply.send(Err(SubmitError::Storage { reason }));
                 }
             }

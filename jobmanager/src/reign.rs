@@ -292,6 +292,9 @@ impl Reign {
         standing: &Standing,
         reply: Reply<Result<SubmittedView, SubmitError>>,
     ) {
+        if let Some(answer) = self.submitted_before(&options) {
+            return drop(reply.send(answer));
+        }
         if !standing.registry.is_connected() {
             let away = standing.registry.since.elapsed();
             return drop(reply.send(Err(SubmitError::RegistryAway { away })));
@@ -330,23 +333,50 @@ impl Reign {
             warnings,
             reply,
         } = submission;
+        let view = SubmittedView {
+            warnings,
+            ..self.submitted_view(&record, &graph)
+        };
+        if self.leader.job(record.id).is_some() {
+            return drop(reply.send(Ok(view)));
+        }
+        let is_being_stored = |(other, _): (&JobRecord, _)| other.id == record.id;
+        if self.leader.submissions().any(is_being_stored) {
+            return self.performer.expect_submission(record.id, view, reply);
+        }
         if let Some(in_use) = self.output_in_use(&output_directories) {
             return drop(reply.send(Err(in_use)));
         }
-        let slots_free = self
-            .leader
-            .slots()
-            .map(|(member, used)| member.registration.slots - used)
-            .sum();
-        let view = SubmittedView {
-            id: record.id.to_string(),
-            name: record.name.clone(),
-            slots_needed: slots_needed(&graph),
-            slots_free,
-            warnings,
-        };
         self.performer.expect_submission(record.id, view, reply);
         self.tell(Event::JobSubmitted { record, graph });
+    }
+
+    /// The answer to a submission that was carried out when it was sent before, to this leader or an earlier one.
+    fn submitted_before(
+        &self,
+        options: &SubmitOptions,
+    ) -> Option<Result<SubmittedView, SubmitError>> {
+        let known = self.leader.job(options.id?)?;
+        let record = known.record();
+        if record.parameters != options.parameters {
+            let id = record.id;
+            let reason =
+                format!("job {id} is there already, with other parameters: choose another id");
+            return Some(Err(SubmitError::Option(reason)));
+        }
+        Some(Ok(self.submitted_view(record, known.graph())))
+    }
+
+    fn submitted_view(&self, record: &JobRecord, graph: &ExecutionGraph) -> SubmittedView {
+        let slots = self.leader.slots();
+        let slots_free = slots.map(|(member, used)| member.registration.slots - used);
+        SubmittedView {
+            id: record.id.to_string(),
+            name: record.name.clone(),
+            slots_needed: slots_needed(graph),
+            slots_free: slots_free.sum(),
+            warnings: Vec::new(),
+        }
     }
 
     /// Another job that writes where this one wants to.
@@ -376,6 +406,7 @@ async fn check_and_store(
     submitted_at_ms: u64,
 ) -> Result<(JobRecord, submission::CheckedSubmission), SubmitError> {
     let parameters = options.parameters.clone();
+    let id = options.id.unwrap_or_else(|| JobId(rand::random()));
     let (engine, config) = (process.engine.clone(), Arc::clone(&process.config));
     let checked =
         tokio::task::spawn_blocking(move || submission::check(&engine, &config, &wasm, options));
@@ -389,7 +420,6 @@ async fn check_and_store(
     let failed = |error: &dyn std::error::Error| SubmitError::Storage {
         reason: error_chain(error),
     };
-    let id = JobId(rand::random());
     let module = hands.store.put_module(checked.module.clone()).await;
     let module = module.map_err(|error| failed(&error))?;
     let graph = hands.store.put_graph(id, checked.encoded_graph()).await;

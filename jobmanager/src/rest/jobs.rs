@@ -43,6 +43,7 @@ pub struct CancelAccepted {
     post, path = "/v1/jobs", tag = "jobs",
     request_body(content = Vec<u8>, content_type = "application/wasm"),
     params(
+        ("id" = Option<String>, Query, description = "The new job's id, 32 random hexadecimal digits: a submission that is sent again with the same one is answered again and not carried out twice"),
         ("name" = Option<String>, Query, description = "Instead of the job's own name"),
         ("parallelism" = Option<u32>, Query, description = "Tasks of each stage that does not fix its own number"),
         ("max_parallelism" = Option<u32>, Query, description = "Number of key groups, and the largest parallelism"),
@@ -121,6 +122,10 @@ fn unreadable_body(rejection: &BytesRejection, max: u64) -> Refusal {
 
 fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
     let mut pairs = Pairs::of(uri)?;
+    let id = match pairs.text("id")? {
+        Some(text) => Some(job_id(&text)?),
+        None => None,
+    };
     let name = pairs.text("name")?;
     let parallelism = pairs.parsed("parallelism", "a whole number from 1")?;
     let max_parallelism = pairs.parsed("max_parallelism", "a whole number from 1")?;
@@ -140,6 +145,7 @@ fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
         );
     }
     pairs.finish(&[
+        "id",
         "name",
         "parallelism",
         "max_parallelism",
@@ -155,6 +161,7 @@ fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
         .map_err(|error| Refusal::bad_request("bad-option", error))?;
     let checkpoints = config.checkpoints;
     Ok(SubmitOptions {
+        id,
         name,
         parameters,
         parallelism,

@@ -563,12 +563,14 @@ fn metrics_are_prometheus_text() {
 #[test]
 fn a_submission_carries_its_options() {
     let server = Server::start(&["checkpoints.retained=5"]);
-    let query = "?name=n&parallelism=4&max_parallelism=64&param=input=/a=b&param.output=%2Fout%20x\
+    let query = "?id=0102030405060708090a0b0c0d0e0f10&name=n&parallelism=4&max_parallelism=64&param=input=/a=b&param.output=%2Fout%20x\
                  &checkpoint_interval_ms=250&restart=fixed-delay&restart.fixed_delay_attempts=7";
     assert_eq!(server.upload(query, b"\0asm").status, 201);
     let options = server.submitted.lock().expect("no test panics here")[0].clone();
     let parameters = [("input", "/a=b"), ("output", "/out x")];
+    let id: [u8; 16] = std::array::from_fn(|index| index as u8 + 1);
     let expected = SubmitOptions {
+        id: Some(JobId(id)),
         name: Some("n".into()),
         parameters: parameters
             .map(|(name, value)| (name.to_owned(), value.to_owned()))
