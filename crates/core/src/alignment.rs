@@ -20,6 +20,7 @@ use alloc::vec::Vec;
 use core::time::Duration;
 use tidemill_protocol::CheckpointId;
 
+use crate::mutation::{self, Mutation};
 use crate::time::Time;
 
 /// The alignment of one task's input channels, which are numbered from 0.
@@ -151,6 +152,7 @@ impl Alignment {
     #[must_use]
     pub fn is_blocked(&self, channel: usize) -> bool {
         self.channels.get(channel) == Some(&Channel::Blocked)
+            && !mutation::is(Mutation::BarrierNotAwaited)
     }
 
     /// Whether the channel has ended.

@@ -20,6 +20,7 @@ use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskI
 
 pub use self::event::{Action, Event};
 pub use self::history::{CheckpointRecord, HISTORY_MAX, History, Outcome};
+use crate::mutation::{self, Mutation};
 use crate::time::{Duration, Time, Timers};
 
 /// Between two tries to read the pointer back, and before a final checkpoint is tried again.
@@ -179,7 +180,9 @@ impl Coordinator {
                 }
             }
             Event::PublishUnknown { checkpoint } => {
-                if self.is_publishing(checkpoint) {
+                if mutation::is(Mutation::UnknownMeansPublished) {
+                    self.published(now, checkpoint);
+                } else if self.is_publishing(checkpoint) {
                     self.actions.push_back(Action::ReadPointers { checkpoint });
                 }
             }
@@ -270,6 +273,16 @@ impl Coordinator {
     pub fn over(&self) -> CheckpointId {
         let in_flight = u64::from(self.current.is_some());
         CheckpointId::new(self.epoch, self.counter - in_flight)
+    }
+
+    /// What whatever restarts goes back to: the last one.
+    #[must_use]
+    pub fn restart_point(&self) -> Option<&CheckpointPointer> {
+        let before = self.retained.iter().nth_back(1);
+        let known = |one: &&Retained| one.metadata.is_some();
+        let skips = |_: &&Retained| mutation::is(Mutation::OlderCheckpointRestored);
+        let older = before.filter(skips).filter(known);
+        older.map(|one| &one.pointer).or_else(|| self.last())
     }
 
     /// The metadata of a completed checkpoint, when this leader has written or loaded it.
@@ -400,7 +413,8 @@ impl Coordinator {
             record.add(&acknowledgement.stats);
         }
         acks.insert(task, acknowledgement);
-        if acks.len() < current.participants.len() {
+        let missing = usize::from(mutation::is(Mutation::AcknowledgementMissing));
+        if acks.len() + missing < current.participants.len() {
             return;
         }
         let tasks = core::mem::take(acks).into_values().map(|ack| TaskImageRef {
@@ -438,6 +452,9 @@ impl Coordinator {
         let metadata = Some(metadata.clone());
         current.step = Step::Publishing(Retained { pointer, metadata });
         self.timers.stop(Timer::Expire);
+        if mutation::is(Mutation::CompletedBeforePublished) {
+            self.actions.push_back(Action::Complete(checkpoint));
+        }
         self.publish();
     }
 

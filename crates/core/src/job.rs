@@ -32,6 +32,7 @@ pub use self::history::{JobHistory, NOTES_MAX, Note, RECOVERIES_MAX, Recovery};
 pub use self::phase::Phase;
 use crate::checkpoint::Coordinator;
 use crate::graph::regions;
+use crate::mutation::{self, Mutation};
 use crate::restart::Restarts;
 use crate::scheduler::{self, Placements, Shortfall};
 use crate::time::{Duration, Time, Timers};
@@ -187,7 +188,7 @@ impl Job {
     ) -> Self {
         let mut job = Self::new(epoch, record, graph, pointers, RegionState::Adopting);
         match job.record.state.clone() {
-            JobState::Active => {
+            state if state == JobState::Active || mutation::is(Mutation::EndedJobLoaded) => {
                 job.timers.set(Timer::Adoption, now + adoption_timeout);
                 job.load_last_checkpoint();
             }

@@ -19,6 +19,7 @@ pub mod job;
 pub mod leader;
 pub mod leadership;
 pub mod membership;
+pub mod mutation;
 pub mod recovery;
 pub mod restart;
 pub mod scheduler;

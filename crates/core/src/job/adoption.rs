@@ -14,6 +14,7 @@ use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, TaskId, TaskManagerId};
 
 use super::{Action, DEPLOY_TIMEOUT, Job, Note, Phase, RETRY, RegionState, TaskStatus, Timer};
+use crate::mutation::{self, Mutation};
 use crate::restart::Decision;
 use crate::time::{Duration, Time};
 
@@ -160,7 +161,8 @@ impl Job {
             .map(|task| self.reports[task].attempt)
             .collect();
         let newest = attempts.last().copied();
-        match newest.filter(|_| attempts.len() == 1) {
+        let whole = attempts.len() == 1 || mutation::is(Mutation::MixedAttemptsAdopted);
+        match newest.filter(|_| whole) {
             Some(attempt) if !self.is_outdated(region, attempt) => {
                 self.adopt(now, region, attempt);
             }
@@ -191,6 +193,9 @@ impl Job {
 
     /// Whether the last checkpoint was made by a later attempt than this.
     fn is_outdated(&self, region: usize, attempt: AttemptId) -> bool {
+        if mutation::is(Mutation::OutdatedAttemptAdopted) {
+            return false;
+        }
         let last = self.coordinator.last();
         let metadata = last.and_then(|last| self.coordinator.metadata(last.checkpoint));
         let mut parts = metadata.iter().flat_map(|metadata| &metadata.tasks);

@@ -13,6 +13,7 @@ use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
 use super::{DEPLOY_TIMEOUT, Job, Note, RegionState, Task, TaskStatus, Timer};
+use crate::mutation::{self, Mutation};
 use crate::recovery::{self, NoPlan, RecoveryPlan, RegionPlan, Situation};
 use crate::scheduler::Pair;
 use crate::time::Time;
@@ -36,7 +37,8 @@ impl Job {
     #[must_use]
     pub fn wants_slots(&self) -> bool {
         self.phase.is_active()
-            && !self.coordinator.is_publication_pending()
+            && (!self.coordinator.is_publication_pending()
+                || mutation::is(Mutation::RecoveryOvertakesPublication))
             && self
                 .regions
                 .iter()
@@ -54,7 +56,7 @@ impl Job {
         if !self.wants_slots() {
             return;
         }
-        let Some(last) = self.coordinator.last().cloned() else {
+        let Some(last) = self.coordinator.restart_point().cloned() else {
             if self.has_completed {
                 let reason = "no completed checkpoint is usable".into();
                 self.end(now, JobState::Failed { reason });

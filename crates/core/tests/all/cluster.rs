@@ -70,6 +70,10 @@ pub(crate) struct Cluster {
     results: VecDeque<(JobId, job::Event)>,
     deployed: BTreeMap<(JobId, TaskId), AttemptId>,
     published: BTreeMap<JobId, CheckpointId>,
+    /// Every checkpoint that was ever published.
+    all_published: BTreeSet<(JobId, CheckpointId)>,
+    /// What each task's part of a checkpoint goes on from: the checkpoints in the past of the attempt that captured it.
+    pasts: BTreeMap<(JobId, CheckpointId, TaskId), Vec<CheckpointId>>,
 }
 
 fn config(epoch: u64) -> LeaderConfig {
@@ -117,6 +121,8 @@ impl Cluster {
             results: VecDeque::new(),
             deployed: BTreeMap::new(),
             published: BTreeMap::new(),
+            all_published: BTreeSet::new(),
+            pasts: BTreeMap::new(),
         };
         for name in names {
             cluster.join(name, 2);
@@ -576,11 +582,31 @@ impl Cluster {
 
     fn land(&mut self, job: JobId, checkpoint: CheckpointId, pointers: CheckpointPointers) {
         self.pointers.insert(job, pointers);
+        self.check_past(job, checkpoint);
         let before = self.published.insert(job, checkpoint);
         assert!(
             before.is_none_or(|before| before <= checkpoint),
             "published ids never go back"
         );
+    }
+
+    /// Output is exactly once when each task's part of a checkpoint goes on from its part of the one published before:
+    /// what lies between is committed now, and nothing else ever is.
+    fn check_past(&mut self, job: JobId, checkpoint: CheckpointId) {
+        if !self.all_published.insert((job, checkpoint)) || self.fallbacks > 0 {
+            return;
+        }
+        let before = self.published.get(&job).copied();
+        for part in &self.metadata[&(job, checkpoint)].tasks {
+            let past = &self.pasts[&(job, checkpoint, part.task)];
+            let published = |id: &&CheckpointId| self.all_published.contains(&(job, **id));
+            let goes_on_from = past.iter().filter(published).max().copied();
+            let (task, attempt) = (part.task, part.attempt);
+            assert_eq!(
+                goes_on_from, before,
+                "task {task} of attempt {attempt} commits in {checkpoint} what follows another checkpoint than the last"
+            );
+        }
     }
 
     /// The writes that hung land, and are answered.
@@ -643,6 +669,14 @@ impl Cluster {
             _ => {}
         }
         let answers = task_manager.hear(message, &self.behaviour);
+        for answer in &answers {
+            if let ToLeader::CheckpointAcknowledged(part) = answer {
+                let past = &task_manager.tasks[&(part.job, part.task)].past;
+                let past = past.iter().filter(|id| **id != part.checkpoint).copied();
+                let key = (part.job, part.checkpoint, part.task);
+                self.pasts.insert(key, past.collect());
+            }
+        }
         self.to_leader
             .extend(answers.into_iter().map(|answer| (connection, answer)));
     }

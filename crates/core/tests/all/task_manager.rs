@@ -31,6 +31,8 @@ pub(crate) struct Execution {
     pub(crate) attempt: AttemptId,
     pub(crate) finished: bool,
     pub(crate) restored: Option<CheckpointId>,
+    /// The checkpoints that it has gone back to or taken part in.
+    pub(crate) past: Vec<CheckpointId>,
 }
 
 #[derive(Debug)]
@@ -158,6 +160,7 @@ impl TaskManager {
                 attempt,
                 finished,
                 restored: deployment.restore,
+                past: deployment.restore.into_iter().collect(),
             };
             self.tasks.insert((job, id), execution);
             let damaged = deployment
@@ -232,8 +235,11 @@ impl TaskManager {
         word: CheckpointWord,
         behaviour: &Behaviour,
     ) -> Option<ToLeader> {
-        let execution = self.tasks.get(&(job, task))?;
+        let execution = self.tasks.get_mut(&(job, task))?;
         assert_eq!(execution.attempt, attempt);
+        if word == CheckpointWord::Announce && !behaviour.captures_stall {
+            execution.past.push(checkpoint);
+        }
         match word {
             CheckpointWord::Announce if !behaviour.captures_stall => Some(
                 ToLeader::CheckpointAcknowledged(CheckpointAcknowledgement {
