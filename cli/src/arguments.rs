@@ -41,6 +41,9 @@ pub(crate) struct Everywhere {
         default_value = "http://127.0.0.1:7421", value_hint = ValueHint::Url
     )]
     pub(crate) jobmanager: Vec<String>,
+    /// How long a cluster that has no leader is waited for; also one that no address reaches, if given [default: 30]
+    #[arg(long, global = true, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(..=86_400))]
+    pub(crate) timeout: Option<u32>,
     /// What the REST API asks for, if jobmanager.rest_token is set there
     #[arg(long, global = true, env = "TIDEMILL_TOKEN", hide_env_values = true)]
     pub(crate) token: Option<String>,

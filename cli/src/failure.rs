@@ -54,6 +54,11 @@ impl Failure {
         Self::new(exit, message).caused_by(Some(error))
     }
 
+    /// What could not be done, without causes and help.
+    pub(crate) fn message(&self) -> &str {
+        &self.message
+    }
+
     pub(crate) fn help(mut self, help: impl Into<String>) -> Self {
         self.help = Some(help.into());
         self

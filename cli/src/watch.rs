@@ -61,7 +61,7 @@ impl Watch<'_> {
             match self.client.job(&self.job) {
                 Ok(job) => {
                     if away_since.take().is_some() {
-                        self.progress.note("the JobManager answers again");
+                        self.progress.note("a JobManager leads again");
                     }
                     self.seen.rates.update(&job, Instant::now());
                     self.seen
@@ -77,7 +77,10 @@ impl Watch<'_> {
                 }
                 Err(failure) if failure.exit == Exit::Unreachable => {
                     let since = *away_since.get_or_insert_with(|| {
-                        self.progress.note("the JobManager does not answer; the job runs on without it, and this waits");
+                        self.progress.note(&format!(
+                            "{}; the job runs on without it, and this waits",
+                            failure.message()
+                        ));
                         Instant::now()
                     });
                     if since.elapsed() > AWAY_MAX {

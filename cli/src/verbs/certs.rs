@@ -65,6 +65,7 @@ mod tests {
         let everywhere = Everywhere {
             output: Output::Json,
             jobmanager: Vec::new(),
+            timeout: None,
             token: None,
         };
         let session = Session { everywhere };

@@ -1,6 +1,9 @@
 //! `tidemill list`, `cancel`, `checkpoints` and `nodes`: one question, one table.
 
-use tidemill_jobmanager::views::{CheckpointStatus, CheckpointView, NodeStatus};
+use serde::Serialize;
+use tidemill_jobmanager::views::{
+    CheckpointStatus, CheckpointView, JobManagerView, NodeStatus, NodeView,
+};
 
 use super::Session;
 use super::describe::{checkpoint_status, short_id, status};
@@ -108,10 +111,45 @@ fn checkpoint_row(checkpoint: &CheckpointView) -> [String; 10] {
 }
 
 pub(crate) fn nodes(session: &Session) -> Result<(), Failure> {
-    let nodes = session.client()?.nodes()?;
+    let client = session.client()?;
+    let nodes = Nodes {
+        jobmanagers: client.jobmanagers()?,
+        taskmanagers: client.nodes()?,
+    };
     if session.is_json() {
         return print::json(&nodes);
     }
+    let (jobmanagers, taskmanagers) = (
+        jobmanager_table(nodes.jobmanagers),
+        taskmanager_table(nodes.taskmanagers),
+    );
+    print::text(&format!("{jobmanagers}\n\n{taskmanagers}"))
+}
+
+/// Every process of a cluster.
+#[derive(Serialize)]
+struct Nodes {
+    jobmanagers: Vec<JobManagerView>,
+    taskmanagers: Vec<NodeView>,
+}
+
+fn jobmanager_table(jobmanagers: Vec<JobManagerView>) -> String {
+    let mut table = Table::new(&["JOBMANAGER", "ROLE", "EPOCH", "REST", "CONTROL"]);
+    for jobmanager in jobmanagers {
+        table.row([
+            jobmanager.id,
+            jobmanager.role.name().to_owned(),
+            jobmanager
+                .epoch
+                .map_or_else(|| "-".to_owned(), |epoch| epoch.to_string()),
+            jobmanager.rest_url,
+            jobmanager.control_address,
+        ]);
+    }
+    table.rendered("no JobManagers")
+}
+
+fn taskmanager_table(taskmanagers: Vec<NodeView>) -> String {
     let mut table = Table::new(&[
         "TASKMANAGER",
         "STATUS",
@@ -122,11 +160,15 @@ pub(crate) fn nodes(session: &Session) -> Result<(), Failure> {
         "REGISTERED",
         "",
     ]);
-    for node in nodes {
-        let is_connected = node.status == NodeStatus::Connected;
+    for node in taskmanagers {
+        let status = match node.status {
+            NodeStatus::Connected => "connected",
+            NodeStatus::Announced => "announced",
+            NodeStatus::Lost => "lost",
+        };
         table.row([
             node.id,
-            if is_connected { "connected" } else { "lost" }.to_owned(),
+            status.to_owned(),
             format!("{}/{}", node.slots_free, node.slots),
             node.tasks.to_string(),
             node.data_address,
@@ -137,5 +179,5 @@ pub(crate) fn nodes(session: &Session) -> Result<(), Failure> {
                 .unwrap_or_default(),
         ]);
     }
-    print::text(&table.rendered("no TaskManagers; `tidemill taskmanager` starts one"))
+    table.rendered("no TaskManagers; `tidemill taskmanager` starts one")
 }

@@ -7,7 +7,7 @@ use tidemill_jobmanager::views::{LogLineView, LogPage};
 
 use super::Session;
 use crate::arguments::Logs;
-use crate::client::{Client, pair};
+use crate::client::{Client, Patience, pair};
 use crate::failure::{Exit, Failure};
 use crate::print;
 use crate::units;
@@ -18,6 +18,11 @@ const FOLLOW_INTERVAL: Duration = Duration::from_millis(500);
 pub(crate) fn logs(session: &Session, options: &Logs) -> Result<(), Failure> {
     let client = session.client()?;
     let job = client.resolve(&options.job.job)?;
+    // Following waits by itself.
+    let client = match options.follow {
+        true => client.with(Patience::NONE),
+        false => client,
+    };
     let task = options.task.clone();
     let mut tail = Tail::new(&client, job.id.clone(), task, options.lines);
     let mut missing: Vec<String> = Vec::new();
@@ -28,7 +33,7 @@ pub(crate) fn logs(session: &Session, options: &Logs) -> Result<(), Failure> {
             Ok(looked) => looked,
             Err(failure) if options.follow && failure.exit == Exit::Unreachable => {
                 let since = *away_since.get_or_insert_with(|| {
-                    eprintln!("warning: the JobManager does not answer; this waits for it");
+                    eprintln!("warning: {}; this waits for a leader", failure.message());
                     Instant::now()
                 });
                 if since.elapsed() > AWAY_MAX {

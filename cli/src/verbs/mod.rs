@@ -13,9 +13,14 @@ mod new;
 mod run;
 mod servers;
 
+use std::time::Duration;
+
 use crate::arguments::{Arguments, Everywhere, Output, Verb};
-use crate::client::Client;
+use crate::client::{Client, Patience};
 use crate::failure::{Exit, Failure};
+
+/// How long a cluster without a leader is waited for when the command line does not say.
+const TIMEOUT: Duration = Duration::from_secs(30);
 
 /// What every verb may need of the options everywhere.
 pub(crate) struct Session {
@@ -32,10 +37,20 @@ impl Session {
     }
 
     pub(crate) fn client(&self) -> Result<Client, Failure> {
-        Client::new(
-            &self.everywhere.jobmanager,
-            self.everywhere.token.as_deref(),
-        )
+        let Everywhere {
+            jobmanager,
+            timeout,
+            token,
+            ..
+        } = &self.everywhere;
+        let seconds = timeout.map(|seconds| Duration::from_secs(seconds.into()));
+        let patience = Patience {
+            limit: seconds.unwrap_or(TIMEOUT),
+            // One address at which nobody is means that no cluster runs, more often than not.
+            with_nobody: timeout.is_some() || jobmanager.len() > 1,
+            is_told: !self.is_json(),
+        };
+        Ok(Client::new(jobmanager, token.as_deref())?.with(patience))
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::runtime::Runtime;
 use super::Session;
 use super::describe;
 use crate::arguments::{Process, Run};
-use crate::client::{Client, pair};
+use crate::client::{Client, Patience, pair};
 use crate::cluster::{LocalCluster, Plan};
 use crate::failure::{Exit, Failure};
 use crate::print;
@@ -104,8 +104,10 @@ fn run_on(
         signals.next().await;
         std::process::exit(Exit::Interrupted as i32);
     });
+    // The watch waits by itself, and shows it.
+    let watched = client.with(Patience::NONE);
     let mut watch = Watch {
-        client,
+        client: &watched,
         job: submitted.id.clone(),
         show_logs: options.logs,
         progress: Progress::new(session.is_json()),

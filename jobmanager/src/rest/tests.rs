@@ -601,7 +601,7 @@ fn bad_options_are_named_and_nothing_is_submitted() {
         (
             "?colour=red",
             "unknown-option",
-            "the options are name, parallelism",
+            "the options are id, name, parallelism",
         ),
         (
             "?parallelism=four",
