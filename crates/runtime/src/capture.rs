@@ -29,6 +29,11 @@ impl PageRun {
         let start = self.first as usize * CAPTURE_PAGE_BYTES;
         start..start + self.pages as usize * CAPTURE_PAGE_BYTES
     }
+
+    /// The number of the page after the last.
+    fn end(&self) -> usize {
+        self.first as usize + self.pages as usize
+    }
 }
 
 /// What an instance has become since an earlier capture, or, with no base, all that it is.
@@ -180,31 +185,27 @@ impl CaptureRoom {
         self.bytes.clear();
         let pages: usize = ranges.iter().map(|range| range.pages).sum();
         self.bytes.reserve(pages * CAPTURE_PAGE_BYTES);
-        for range in ranges {
-            let mut from = range.first;
-            let end = range.first + range.pages;
-            while from < end {
-                let zero = is_zero(memory, from);
-                let same = |page: &usize| is_zero(memory, *page) == zero;
-                let to = from + 1 + (from + 1..end).take_while(same).count();
-                let run = PageRun {
-                    first: from as u32,
-                    pages: (to - from) as u32,
+        for page in ranges
+            .iter()
+            .flat_map(|range| range.first..range.first + range.pages)
+        {
+            let start = page * CAPTURE_PAGE_BYTES;
+            let contents = &memory[start..start + CAPTURE_PAGE_BYTES];
+            // Compared and copied page by page, while it is in the processor's cache.
+            let zero = *contents == ZEROS;
+            if !zero {
+                self.bytes.extend_from_slice(contents);
+            }
+            match self.runs.last_mut() {
+                Some(last) if last.zero == zero && last.end() == page => last.pages += 1,
+                _ => self.runs.push(PageRun {
+                    first: page as u32,
+                    pages: 1,
                     zero,
-                };
-                if !zero {
-                    self.bytes.extend_from_slice(&memory[run.memory_range()]);
-                }
-                self.runs.push(run);
-                from = to;
+                }),
             }
         }
     }
-}
-
-fn is_zero(memory: &[u8], page: usize) -> bool {
-    let start = page * CAPTURE_PAGE_BYTES;
-    memory[start..start + CAPTURE_PAGE_BYTES] == ZEROS
 }
 
 #[cfg(test)]

@@ -1,0 +1,171 @@
+//! `cargo bench -p tidemill-benches --bench capture`: how long a task waits for a capture, by the size of its state and
+//! by how much of it changed, for each way of finding what changed; and what the guest pays for being watched.
+//!
+//! It measures wall time, because a pause is one: run it where nothing else runs. It never stores what it captures.
+
+mod guest;
+mod table;
+
+use std::time::{Duration, Instant};
+
+use clap::Parser;
+use tidemill_protocol::Image;
+use tidemill_runtime::{CaptureRoom, DirtyMethod, Module};
+
+use guest::{Silent, Task};
+use table::Row;
+
+/// Measures captures and reverts of tasks with large state.
+#[derive(Parser)]
+struct Arguments {
+    /// Sizes of a task's memory, in MiB.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 1024])]
+    mib: Vec<u64>,
+
+    /// Sizes of small memories, in KiB: where it pays to look for changes.
+    #[arg(long, value_delimiter = ',', default_values_t = [64, 128, 256, 512, 1024, 4096])]
+    kib: Vec<u64>,
+
+    /// How much of the memory is written between two captures.
+    #[arg(long, value_delimiter = ',', default_values_t = [1, 10, 100])]
+    percent: Vec<u32>,
+
+    /// Captures of each task in a row.
+    #[arg(long, default_value_t = 30, value_parser = clap::value_parser!(u32).range(1..))]
+    rounds: u32,
+
+    /// Tasks of each size that are captured in turn; the buffer is one.
+    #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
+    tasks: usize,
+
+    /// Only the kernel's write protection.
+    #[arg(long)]
+    protection_only: bool,
+
+    /// What cargo says to every benchmark.
+    #[arg(long, hide = true)]
+    bench: bool,
+}
+
+const METHODS: [DirtyMethod; 3] = [
+    DirtyMethod::WriteProtection,
+    DirtyMethod::Hashes,
+    DirtyMethod::Whole,
+];
+
+fn main() -> anyhow::Result<()> {
+    let arguments = Arguments::parse();
+    anyhow::ensure!(
+        DirtyMethod::of_this_machine() == DirtyMethod::WriteProtection,
+        "this machine offers no asynchronous write protection"
+    );
+    let module = guest::compile()?;
+    let methods = if arguments.protection_only {
+        &METHODS[..1]
+    } else {
+        &METHODS[..]
+    };
+    table::print_head();
+    for kib in &arguments.kib {
+        measure(&arguments, &module, kib << 10, methods)?;
+    }
+    for mib in &arguments.mib {
+        measure(&arguments, &module, mib << 20, methods)?;
+    }
+    for mib in &arguments.mib {
+        for percent in &arguments.percent {
+            revert(&module, mib << 20, *percent)?;
+        }
+    }
+    Ok(())
+}
+
+/// A row for each method and share of changed pages, of tasks of one size.
+fn measure(
+    arguments: &Arguments,
+    module: &Module,
+    bytes: u64,
+    methods: &[DirtyMethod],
+) -> anyhow::Result<()> {
+    let mut tasks = Vec::new();
+    for _ in 0..arguments.tasks {
+        tasks.push(Task::new(module, bytes)?);
+    }
+    for method in methods {
+        let mut room = CaptureRoom::default();
+        for task in &mut tasks {
+            task.instance.find_changes_by(*method);
+            // The first is whole, and warms the buffer.
+            room = task.instance.capture_changes(room)?.into_room();
+        }
+        for percent in &arguments.percent {
+            let mut rows = Vec::new();
+            for round in 0..arguments.rounds {
+                for task in &mut tasks {
+                    let (row, used) = capture(task, task.percent(*percent), round, room)?;
+                    room = used;
+                    rows.push(row);
+                }
+            }
+            let task = &mut tasks[0];
+            let pages = task.percent(*percent);
+            let (fresh, _) = capture(task, pages, arguments.rounds, CaptureRoom::default())?;
+            table::print_row(bytes, arguments.tasks, *method, *percent, &rows, &fresh);
+        }
+    }
+    Ok(())
+}
+
+fn capture(
+    task: &mut Task,
+    pages: u32,
+    round: u32,
+    room: CaptureRoom,
+) -> anyhow::Result<(Row, CaptureRoom)> {
+    let began = Instant::now();
+    task.write(pages, round)?;
+    let wrote = began.elapsed();
+    let began = Instant::now();
+    let capture = task.instance.capture_changes(room)?;
+    let row = Row {
+        wrote,
+        written_pages: pages,
+        pause: began.elapsed(),
+        scan: capture.cost.scan,
+        copy: capture.cost.copy,
+        captured_bytes: capture.bytes.len(),
+    };
+    Ok((row, capture.into_room()))
+}
+
+/// How long a survivor takes to go back, against making it from its image.
+fn revert(module: &Module, bytes: u64, percent: u32) -> anyhow::Result<()> {
+    let mut task = Task::new(module, bytes)?;
+    task.instance.find_changes_by(DirtyMethod::WriteProtection);
+    let whole = task.instance.capture_changes(CaptureRoom::default())?;
+    let mut image = Image::default();
+    whole.lay_over(&mut image)?;
+    let pages = task.percent(percent);
+    let mut took = Vec::new();
+    for round in 0..5 {
+        task.write(pages, round)?;
+        let began = Instant::now();
+        let instance = task
+            .instance
+            .revert(guest::limits(), Silent, &image, whole.sequence, [])?;
+        took.push(began.elapsed());
+        task.instance = instance;
+    }
+    took.sort();
+    let began = Instant::now();
+    let restored = tidemill_runtime::Instance::restore(module, guest::limits(), Silent, &image)?;
+    let restore: Duration = began.elapsed();
+    drop(restored);
+    println!(
+        "revert {} MiB, {percent} % written since: median {:.1?}, longest {:.1?}; restore from the image in memory {restore:.1?}",
+        bytes >> 20,
+        took[took.len() / 2],
+        took[took.len() - 1],
+    );
+    Ok(())
+}
