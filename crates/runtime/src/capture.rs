@@ -46,7 +46,7 @@ pub struct Capture {
     /// The size of the linear memory, in bytes. Where it is more than the base's, or there is no base, pages that no
     /// run names are zero.
     pub memory_bytes: u64,
-    /// Pages that may differ from the base's, ascending and disjoint.
+    /// Pages that may differ from the base's, disjoint; ascending where nothing was captured ahead.
     pub runs: Vec<PageRun>,
     /// The contents of all runs that are not zero, one after the other.
     pub bytes: Vec<u8>,

@@ -29,6 +29,8 @@ pub(crate) struct Changes {
     known: bool,
     /// Whole captures still to come before changes are looked for again.
     resting: u32,
+    /// Where [`Changes::some`] goes on.
+    cursor: usize,
     ranges: Vec<PageRange>,
 }
 
@@ -77,6 +79,29 @@ impl Changes {
         }
         self.ranges = ranges;
         self.known.then_some(self.ranges.as_slice())
+    }
+
+    /// Some of the pages that changed since the last capture; from now on they count as unchanged, so the caller adds
+    /// them to what the next capture takes. None when nothing is left, or nothing is known.
+    pub(crate) fn some(&mut self, memory: &[u8], pages_max: usize) -> &[PageRange] {
+        let mut ranges = std::mem::take(&mut self.ranges);
+        ranges.clear();
+        self.choose(memory);
+        // From where the last call stopped to the end, and once more from the start.
+        for _ in 0..2 {
+            let from = self.cursor;
+            if !self.known || !ranges.is_empty() {
+                break;
+            }
+            let tracker = &mut self.choose(memory).tracker;
+            let taken = tracker.take_some(memory, from, pages_max, &mut ranges);
+            match known(taken) {
+                Some(cursor) => self.cursor = cursor.unwrap_or(0),
+                None => self.known = false,
+            }
+        }
+        self.ranges = ranges;
+        &self.ranges
     }
 
     /// The pages that the next capture takes.

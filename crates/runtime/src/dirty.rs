@@ -104,6 +104,19 @@ pub(crate) trait DirtyTracker: Send + fmt::Debug {
     /// they count as unchanged. So whoever calls this keeps what it got until nobody needs it any more.
     fn take_dirty(&mut self, memory: &[u8], dirty: &mut Vec<PageRange>) -> io::Result<()>;
 
+    /// Like [`DirtyTracker::take_dirty`], but at most about `pages_max` pages, from page `from` on. Returns where to go
+    /// on, or `None` at the end. What has grown since the last call is left to `take_dirty`; a tracker that can only
+    /// look at everything at once leaves all of it.
+    fn take_some(
+        &mut self,
+        _memory: &[u8],
+        _from: usize,
+        _pages_max: usize,
+        _dirty: &mut Vec<PageRange>,
+    ) -> io::Result<Option<usize>> {
+        Ok(None)
+    }
+
     /// Appends, in ascending order, the pages that may hold anything but zeros.
     fn populated(&mut self, memory: &[u8], populated: &mut Vec<PageRange>) -> io::Result<()> {
         push(populated, all(memory));

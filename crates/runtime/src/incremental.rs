@@ -33,7 +33,15 @@ impl<H: GuestHost> Instance<H> {
         let memory = self.guest.memory.data(&self.guest.store);
         let found = self.changes.next(memory);
         let scanned = Instant::now();
-        room.copy(memory, found.ranges);
+        if found.base.is_none() {
+            self.ahead.clear();
+        }
+        if self.ahead.is_empty() {
+            room.copy(memory, found.ranges);
+        } else {
+            self.ahead.copy(memory, found.ranges);
+            self.ahead.move_to(&mut room);
+        }
         Ok(Capture {
             sequence: found.sequence,
             base: found.base,
@@ -50,9 +58,21 @@ impl<H: GuestHost> Instance<H> {
         })
     }
 
+    /// Copies some of the pages that changed since the last capture, at most about `pages_max`, so that the next
+    /// capture's pause is shorter: for tasks that change more than can be copied in a pause. Between two calls into the
+    /// guest it takes as long as these pages do; a page that is written again is copied again. Returns how many pages
+    /// were copied: zero when none is left, or when changes are not found by write protection.
+    pub fn capture_ahead(&mut self, pages_max: u32) -> u64 {
+        let memory = self.guest.memory.data(&self.guest.store);
+        let ranges = self.changes.some(memory, pages_max as usize);
+        self.ahead.copy(memory, ranges);
+        ranges.iter().map(|range| range.pages as u64).sum()
+    }
+
     /// The caller has this instance, as it is now, as capture `sequence`: it was restored from an image that stands for
     /// it. The next capture adds to it instead of being whole.
     pub fn follow(&mut self, sequence: u64) {
+        self.ahead.clear();
         let memory = self.guest.memory.data(&self.guest.store);
         self.changes.follow(sequence, memory);
     }
@@ -82,6 +102,7 @@ impl<H: GuestHost> Instance<H> {
             module,
             mapping,
             mut changes,
+            ahead,
             ..
         } = self;
         let old = guest.memory.data(&guest.store);
@@ -91,6 +112,7 @@ impl<H: GuestHost> Instance<H> {
             Some(ranges) => stale.extend(ranges.iter().copied()),
             None => stale.insert(all(old)),
         }
+        stale.extend(ahead.ranges());
         stale.extend(changed.into_iter().map(PageRange::from));
         // Ends the instance, and with it the other reference to the mapping.
         drop(guest);

@@ -11,6 +11,7 @@ use tidemill_abi::{DescribeRequest, DescribeResponse, OpenRequest, OpenResponse,
 use tidemill_protocol::Image;
 use wasmtime::{Linker, Store, TypedFunc};
 
+use crate::ahead::Ahead;
 use crate::call_error::{CallError, TrapReason};
 use crate::changes::Changes;
 use crate::guest::Guest;
@@ -102,6 +103,8 @@ pub struct Instance<H: GuestHost> {
     /// What the memory is made of.
     pub(crate) mapping: Arc<Mapping>,
     pub(crate) changes: Changes,
+    /// Changed pages that were copied before their capture.
+    pub(crate) ahead: Ahead,
 }
 
 impl<H: GuestHost> std::fmt::Debug for Instance<H> {
@@ -162,6 +165,7 @@ impl<H: GuestHost> Instance<H> {
             exports,
             mapping,
             changes: Changes::default(),
+            ahead: Ahead::default(),
         })
     }
 

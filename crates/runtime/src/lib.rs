@@ -12,6 +12,7 @@
 //! [`Instance::new`] or [`Instance::restore`] for each task.
 #![deny(unsafe_code)]
 
+mod ahead;
 mod cache;
 mod call_error;
 mod capture;

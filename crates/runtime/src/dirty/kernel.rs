@@ -8,6 +8,8 @@ use std::fs::File;
 use std::io;
 use std::os::fd::{AsRawFd, FromRawFd, OwnedFd};
 
+use super::CAPTURE_PAGE_BYTES;
+
 // Where ioctl numbers are built in the usual way (x86, Arm, RISC-V): direction, size, type, number.
 const UFFDIO_API: libc::Ioctl = read_write::<Api>(0xAA, 0x3F);
 const UFFDIO_REGISTER: libc::Ioctl = read_write::<Register>(0xAA, 0x00);
@@ -163,6 +165,8 @@ pub(super) enum Pages {
 pub(super) struct PageMap {
     file: File,
     regions: Box<[Region]>,
+    /// The size of the host's pages.
+    page_bytes: u64,
 }
 
 impl std::fmt::Debug for PageMap {
@@ -178,17 +182,20 @@ impl PageMap {
         Ok(Self {
             file,
             regions: vec![Region::default(); REGIONS_MAX].into(),
+            page_bytes: page_bytes(),
         })
     }
 
-    /// Calls `found` with the bounds of every run of such pages in a registered range, in ascending order.
+    /// Calls `found` with the bounds of every run of such pages in a registered range, in ascending order; of so many of
+    /// the host's pages at most. Returns how far it came.
     pub(super) fn scan(
         &mut self,
         start: usize,
         end: usize,
         pages: Pages,
+        pages_max: Option<u64>,
         found: &mut impl FnMut(usize, usize),
-    ) -> io::Result<()> {
+    ) -> io::Result<usize> {
         let touched = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         let (wp, all_of, any_of) = match pages {
             Pages::TakeWritten => (PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, 0),
@@ -196,7 +203,8 @@ impl PageMap {
             Pages::Touched => (0, PAGE_IS_PFNZERO, touched),
         };
         let mut at = start as u64;
-        while at < end as u64 {
+        let mut left = pages_max;
+        while at < end as u64 && left != Some(0) {
             let mut scan = Scan {
                 size: size_of::<Scan>() as u64,
                 flags: PM_SCAN_CHECK_WPASYNC | wp,
@@ -205,7 +213,8 @@ impl PageMap {
                 walk_end: 0,
                 vec: self.regions.as_mut_ptr() as u64,
                 vec_len: self.regions.len() as u64,
-                max_pages: 0,
+                // Zero is no limit.
+                max_pages: left.unwrap_or(0),
                 // Asked for inverted: not the page of zeros, which is what a read of an untouched page gets.
                 category_inverted: all_of & PAGE_IS_PFNZERO,
                 category_mask: all_of,
@@ -221,14 +230,22 @@ impl PageMap {
                 .map_err(|_| said("PAGEMAP_SCAN", &io::Error::last_os_error()))?;
             for region in self.regions.iter().take(named) {
                 found(region.start as usize, region.end as usize);
+                let pages = (region.end - region.start) / self.page_bytes;
+                left = left.map(|left| left.saturating_sub(pages));
             }
             if scan.walk_end <= at {
                 return Err(io::Error::other("PAGEMAP_SCAN does not get on"));
             }
             at = scan.walk_end;
         }
-        Ok(())
+        Ok(at as usize)
     }
+}
+
+fn page_bytes() -> u64 {
+    // SAFETY: the call has no preconditions and touches no memory.
+    let bytes = unsafe { libc::sysconf(libc::_SC_PAGESIZE) };
+    u64::try_from(bytes).unwrap_or(CAPTURE_PAGE_BYTES as u64)
 }
 
 fn check(what: &str, result: libc::c_int) -> io::Result<()> {

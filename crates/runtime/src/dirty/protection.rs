@@ -65,12 +65,12 @@ impl DirtyTracker for WriteProtection {
         let primed_end = start + self.primed_bytes.min(memory.len());
         let mut found = |from: usize, to: usize| push(dirty, pages(start, from, to));
         self.page_map
-            .scan(start, primed_end, Pages::TakeWritten, &mut found)?;
+            .scan(start, primed_end, Pages::TakeWritten, None, &mut found)?;
         if primed_end < end {
             // What has grown was zero, and where nobody has written still is. The guest does not run now, so nothing
             // is written between the two calls.
             self.page_map
-                .scan(primed_end, end, Pages::TouchedAndWritten, &mut found)?;
+                .scan(primed_end, end, Pages::TouchedAndWritten, None, &mut found)?;
             self.watch.protect(primed_end, end - primed_end)?;
         }
         self.primed_bytes = memory.len();
@@ -80,7 +80,31 @@ impl DirtyTracker for WriteProtection {
     fn populated(&mut self, memory: &[u8], populated: &mut Vec<PageRange>) -> io::Result<()> {
         let (start, end) = (self.start, self.end(memory)?);
         let mut found = |from: usize, to: usize| push(populated, pages(start, from, to));
-        self.page_map.scan(start, end, Pages::Touched, &mut found)
+        self.page_map
+            .scan(start, end, Pages::Touched, None, &mut found)?;
+        Ok(())
+    }
+
+    fn take_some(
+        &mut self,
+        memory: &[u8],
+        from: usize,
+        pages_max: usize,
+        dirty: &mut Vec<PageRange>,
+    ) -> io::Result<Option<usize>> {
+        self.end(memory)?;
+        let start = self.start;
+        let end = start + self.primed_bytes.min(memory.len());
+        let from = (start + from * CAPTURE_PAGE_BYTES).min(end);
+        let mut found = |from: usize, to: usize| push(dirty, pages(start, from, to));
+        let to = self.page_map.scan(
+            from,
+            end,
+            Pages::TakeWritten,
+            Some(pages_max as u64),
+            &mut found,
+        )?;
+        Ok((to < end).then_some((to - start) / CAPTURE_PAGE_BYTES))
     }
 }
 

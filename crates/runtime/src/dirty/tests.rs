@@ -300,3 +300,37 @@ fn a_tracker_refuses_a_memory_that_is_not_its_own() {
     assert!(tracker.populated(other, &mut Vec::new()).is_err());
     assert!(tracker.reset(other).is_err());
 }
+
+#[test]
+fn what_is_taken_in_parts_is_named_once_and_none_is_left_out() {
+    for mut watched in Watched::all(8) {
+        let changed = [3, 4, 5, 20, 21, 90, 127];
+        for page in changed {
+            watched.memory()[page * PAGE] = 1;
+        }
+        let memory = watched.mapping.grown(watched.bytes).expect("memory");
+        let mut ranges = Vec::new();
+        let mut from = Some(0);
+        let mut parts = 0;
+        while let Some(at) = from {
+            let before = ranges
+                .iter()
+                .map(|range: &PageRange| range.pages)
+                .sum::<usize>();
+            let next = watched.tracker.take_some(memory, at, 2, &mut ranges);
+            let after = ranges.iter().map(|range| range.pages).sum::<usize>();
+            assert!(after - before <= 2 * host_page_bytes() / PAGE);
+            from = next.expect("it can be asked");
+            parts += 1;
+        }
+        let mut named = watched.check(&ranges);
+        if watched.tracker.method() == DirtyMethod::WriteProtection {
+            assert!(parts >= changed.len() / 2 && !named.is_empty());
+        }
+        watched.memory()[4 * PAGE] = 2;
+        let rest = watched.take();
+        assert!(rest.contains(&4));
+        named.extend(rest);
+        assert!(changed.iter().all(|page| named.contains(page)));
+    }
+}

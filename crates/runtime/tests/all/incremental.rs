@@ -66,6 +66,10 @@ enum Event {
         blocks: u8,
     },
     Capture,
+    /// Some pages are copied before their capture.
+    Ahead {
+        pages: u32,
+    },
     /// A new process restores the image of an earlier capture.
     Restore {
         back: usize,
@@ -136,6 +140,9 @@ impl Task {
                 self.instance.timer(u64::from(*blocks)).expect("it runs");
             }
             Event::Capture => self.capture(),
+            Event::Ahead { pages } => {
+                self.instance.capture_ahead(*pages);
+            }
             Event::Restore { back, follow } => self.restore(*back, *follow),
             Event::Revert { back } => self.revert(*back),
         }
@@ -225,6 +232,7 @@ fn event() -> impl Strategy<Value = Event> {
         10 => frame,
         1 => (0u8..6).prop_map(|blocks| Event::Grow { blocks }),
         5 => Just(Event::Capture),
+        3 => (0..60u32).prop_map(|pages| Event::Ahead { pages }),
         1 => (0usize..4, any::<bool>()).prop_map(|(back, follow)| Event::Restore { back, follow }),
         1 => (0usize..4).prop_map(|back| Event::Revert { back }),
     ]
@@ -343,6 +351,37 @@ fn adding_is_what_the_random_runs_do_most() {
         task.capture();
     }
     assert_eq!(task.adding, 9);
+}
+
+#[test]
+fn pages_copied_ahead_are_in_the_next_capture_as_they_were_at_its_moment() {
+    let mut task = Task::new(None);
+    task.capture();
+    task.happen(&frame(100_000, 200_000, 1));
+    let mut ahead = 0;
+    loop {
+        let copied = task.instance.capture_ahead(10);
+        assert!(copied <= 16, "a few of the host's pages at a time");
+        ahead += copied;
+        if copied == 0 {
+            break;
+        }
+    }
+    task.happen(&frame(200_000, 5_000, 2));
+    task.happen(&frame(400_000, 5_000, 3));
+    task.capture();
+    let second = &task.captures[&2];
+    assert_eq!(second.base, Some(1));
+    if second.cost.method == DirtyMethod::WriteProtection {
+        // What the guest filled first, and the page where the host puts frames.
+        assert_eq!(ahead, 50 + 1);
+        assert_eq!(second.changed_pages(), 51 + 2);
+    }
+    task.happen(&frame(0, 100, 4));
+    assert!(task.instance.capture_ahead(10) <= 2);
+    task.happen(&Event::Revert { back: 0 });
+    task.capture();
+    assert_eq!(task.captures[&3].changed_pages(), 0);
 }
 
 #[test]
