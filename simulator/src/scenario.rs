@@ -18,3 +18,17 @@ pub const SCENARIOS: &[(&str, &str)] = &[
     ("leader-and-two-task-managers-killed", "the leader and two of three TaskManagers are killed together"),
     ("rolling-restart", "all JobManagers and TaskManagers are restarted one after the other"),
 ];
+
+/// A scenario.
+#[derive(Clone, Copy, Debug)]
+pub struct Scenario {
+    /// Its name.
+    pub name: &'static str,
+}
+
+impl Scenario {
+    /// Plays it.
+    pub fn play(&self, world: &mut crate::World) -> Option<crate::Failure> {
+        world.run()
+    }
+}

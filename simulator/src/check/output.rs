@@ -1,0 +1,60 @@
+//! Exactly-once output: every record's effect is committed once, and only what a published checkpoint holds is committed
+//! at all. So no two attempts of a task can both commit.
+
+use tidemill_protocol::JobId;
+
+use super::{Checkers, Facts, Judged};
+use crate::task::{TaskKey, Transaction};
+use crate::workload::JobSpec;
+use crate::zookeeper::short;
+
+impl Checkers {
+    /// A sink makes visible what it had prepared. Doing it again changes nothing.
+    pub(crate) fn committed(&mut self, by: TaskKey, transaction: &Transaction, spec: &JobSpec) -> Judged {
+        let number = short(by.job);
+        let facts = self.facts(by.job);
+        let checkpoint = transaction.checkpoint;
+        if !facts.covered.contains(&transaction.id) {
+            return Err(format!(
+                "task {} of job {number}, attempt {}, commits what it prepared at {checkpoint}, which no published checkpoint holds",
+                by.task, by.attempt
+            ));
+        }
+        if !facts.committed.insert(transaction.id) {
+            return Ok(());
+        }
+        for (record, count) in transaction.records.iter() {
+            let fresh = facts.seen.insert(*record) & facts.counted.insert((spec.key_of(*record), *count));
+            if !fresh && !facts.excused {
+                return Err(format!(
+                    "record {record} of job {number} (count {count} of its key) is in the output twice: task {}, attempt {}, {checkpoint}",
+                    by.task, by.attempt
+                ));
+            }
+        }
+        Ok(())
+    }
+
+    /// Something of a job was damaged on purpose: its output may be repeated, and it may fail.
+    pub(crate) fn excuse(&mut self, job: JobId) {
+        self.facts(job).excused = true;
+    }
+}
+
+impl Facts {
+    /// The output of a job that has finished holds every record once, and every count of every key.
+    pub(super) fn check_complete(&self, number: u16) -> Judged {
+        let Some(spec) = &self.spec else { return Ok(()) };
+        if let Some(missing) = (0..spec.records).find(|record| !self.seen.contains(record)) {
+            let there = self.seen.len();
+            return Err(format!(
+                "job {number} is finished, and record {missing} is not in the output ({there} of {} are)",
+                spec.records
+            ));
+        }
+        if self.counted.len() != spec.records as usize && !self.excused {
+            return Err(format!("job {number} is finished with {} counts", self.counted.len()));
+        }
+        Ok(())
+    }
+}

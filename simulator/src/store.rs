@@ -1,0 +1,272 @@
+//! The object store: writes that fail, or succeed without an answer, or take long; objects that are damaged; clean-ups that
+//! list first and delete later. It never deletes what it was not asked to.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
+use tidemill_protocol::record::CheckpointPointer;
+use tidemill_protocol::{CheckpointId, Epoch, JobId};
+
+use crate::event::{Event, Input, Preparation};
+use crate::node::{Node, STORE};
+use crate::task::{TaskImage, TaskKey};
+use crate::time::{MILLISECOND, SECOND};
+use crate::world::World;
+use crate::zookeeper::short;
+
+/// After this time without an answer a request has failed.
+const REQUEST_TIMEOUT_US: u64 = 5 * SECOND;
+
+/// What is asked.
+#[derive(Clone, Debug)]
+pub(crate) enum StoreRequest {
+    WriteImage { task: TaskKey, checkpoint: CheckpointId, image: Rc<TaskImage>, finished: bool },
+    ReadImage { task: TaskKey, manifest: ObjectRef },
+    WriteMetadata { epoch: Epoch, metadata: CheckpointMetadata },
+    ReadMetadata { epoch: Epoch, job: JobId, pointer: CheckpointPointer },
+    WriteGraph { user: usize, turn: u64, job: JobId },
+    ReadGraphs { epoch: Epoch },
+    CleanUp { job: JobId, retained: Vec<CheckpointPointer>, up_to: CheckpointId },
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub(crate) enum StoreAnswer {
+    ImageWritten { task: TaskKey, checkpoint: CheckpointId, manifest: Option<ObjectRef>, finished: bool },
+    MetadataWritten { epoch: Epoch, job: JobId, checkpoint: CheckpointId, object: Option<ObjectRef> },
+    MetadataRead { epoch: Epoch, job: JobId, checkpoint: CheckpointId, read: Result<CheckpointMetadata, Preparation> },
+    GraphWritten { user: usize, turn: u64, job: JobId, succeeded: bool },
+    GraphsRead { epoch: Epoch, succeeded: bool },
+    CleanedUp { job: JobId },
+}
+
+#[derive(Debug)]
+enum Content {
+    Image(Rc<TaskImage>),
+    Metadata(CheckpointMetadata),
+}
+
+#[derive(Debug)]
+struct Object {
+    checkpoint: CheckpointId,
+    content: Content,
+    damaged: bool,
+}
+
+/// Everything that is stored.
+#[derive(Debug, Default)]
+pub(crate) struct Store {
+    pub(crate) is_away: bool,
+    objects: BTreeMap<String, Object>,
+}
+
+fn prefix(job: JobId) -> String {
+    format!("{:05}/", short(job))
+}
+
+fn reference(key: String) -> ObjectRef {
+    ObjectRef { len: key.len() as u64, key, hash: [0; 32] }
+}
+
+impl Store {
+    /// A checkpoint's metadata, damaged or not: for checkers.
+    pub(crate) fn metadata(&self, key: &str) -> Option<&CheckpointMetadata> {
+        match &self.objects.get(key)?.content {
+            Content::Metadata(metadata) => Some(metadata),
+            Content::Image(_) => None,
+        }
+    }
+
+    /// A task's image, damaged or not: for checkers.
+    pub(crate) fn image(&self, key: &str) -> Option<&Rc<TaskImage>> {
+        match &self.objects.get(key)?.content {
+            Content::Image(image) => Some(image),
+            Content::Metadata(_) => None,
+        }
+    }
+
+    /// Damages every object of a checkpoint that holds this.
+    pub(crate) fn damage(&mut self, key: &str) {
+        if let Some(object) = self.objects.get_mut(key) {
+            object.damaged = true;
+        }
+    }
+
+    fn read_image(&self, key: &str) -> Result<Rc<TaskImage>, Preparation> {
+        let object = self.objects.get(key).filter(|object| !object.damaged);
+        match object.map(|object| &object.content) {
+            Some(Content::Image(image)) => Ok(Rc::clone(image)),
+            _ => Err(Preparation::Lost),
+        }
+    }
+
+    fn read_metadata(&self, key: &str) -> Result<CheckpointMetadata, Preparation> {
+        let object = self.objects.get(key).filter(|object| !object.damaged);
+        match object.map(|object| &object.content) {
+            Some(Content::Metadata(metadata)) => Ok(metadata.clone()),
+            _ => Err(Preparation::Lost),
+        }
+    }
+
+    /// The keys up to a checkpoint that nothing retained needs; none when a retained checkpoint cannot be read.
+    fn orphans(&self, job: JobId, retained: &[CheckpointPointer], up_to: CheckpointId) -> Vec<String> {
+        let mut needed = BTreeSet::new();
+        for pointer in retained {
+            let Ok(metadata) = self.read_metadata(&pointer.metadata.key) else { return Vec::new() };
+            if metadata.tasks.iter().any(|part| self.read_image(&part.manifest.key).is_err()) {
+                return Vec::new();
+            }
+            needed.insert(pointer.checkpoint);
+        }
+        let prefix = prefix(job);
+        let of_job = self.objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
+        let orphan = |object: &Object| object.checkpoint <= up_to && !needed.contains(&object.checkpoint);
+        of_job.filter(|(_, object)| orphan(object)).map(|(key, _)| key.clone()).collect()
+    }
+
+    /// Whether anything of a job's checkpoints is left.
+    pub(crate) fn holds(&self, job: JobId) -> bool {
+        let prefix = prefix(job);
+        self.objects.range(prefix.clone()..).next().is_some_and(|(key, _)| key.starts_with(&prefix))
+    }
+}
+
+impl World {
+    /// Asks the store; the answer comes as an input.
+    pub(crate) fn ask_store(&mut self, node: Node, request: StoreRequest) {
+        let options = self.options.store;
+        let mut after_us = self.random.between(MILLISECOND, options.latency_max_us);
+        if self.random.chance(options.slow_per_mille) {
+            after_us += self.random.below(options.slow_max_us);
+        }
+        let life = self.processes[node.0].life;
+        let request = Box::new(request);
+        self.after(after_us, Event::StoreRequestArrives { node, life, request });
+    }
+
+    pub(crate) fn store_request_arrives(&mut self, node: Node, life: u64, request: StoreRequest) {
+        let options = self.options.store;
+        let reaches = !self.store.is_away && self.network.round_trips(node, STORE);
+        if !reaches {
+            let answer = self.refused(node, request);
+            return self.after(REQUEST_TIMEOUT_US, Event::Process { node, life, input: answer });
+        }
+        let answer_us = self.random.between(100, 2 * MILLISECOND);
+        if self.random.chance(options.fails_per_mille) {
+            self.counts.store_failures += 1;
+            let answer = self.refused(node, request);
+            return self.after(answer_us, Event::Process { node, life, input: answer });
+        }
+        let lost = self.random.chance(options.lost_replies_per_mille);
+        let failed = lost.then(|| self.refused(node, request.clone()));
+        let answer = self.served(request);
+        let input = failed.unwrap_or(answer);
+        self.after(answer_us, Event::Process { node, life, input });
+    }
+
+    /// The answer of a request that failed.
+    fn refused(&mut self, node: Node, request: StoreRequest) -> Input {
+        self.log(|| format!("store: fails a request of {node}: {}", name(&request)));
+        let answer = match request {
+            StoreRequest::WriteImage { task, checkpoint, finished, .. } => {
+                StoreAnswer::ImageWritten { task, checkpoint, manifest: None, finished }
+            }
+            StoreRequest::ReadImage { task, .. } => {
+                return Input::Prepared { task, image: None, failure: Some(Preparation::Unavailable) };
+            }
+            StoreRequest::WriteMetadata { epoch, metadata } => {
+                let (job, checkpoint) = (metadata.job, metadata.checkpoint);
+                StoreAnswer::MetadataWritten { epoch, job, checkpoint, object: None }
+            }
+            StoreRequest::ReadMetadata { epoch, job, pointer } => {
+                let read = Err(Preparation::Unavailable);
+                StoreAnswer::MetadataRead { epoch, job, checkpoint: pointer.checkpoint, read }
+            }
+            StoreRequest::WriteGraph { user, turn, job } => {
+                StoreAnswer::GraphWritten { user, turn, job, succeeded: false }
+            }
+            StoreRequest::ReadGraphs { epoch } => StoreAnswer::GraphsRead { epoch, succeeded: false },
+            StoreRequest::CleanUp { job, .. } => StoreAnswer::CleanedUp { job },
+        };
+        Input::Store { answer: Box::new(answer) }
+    }
+
+    /// Carries a request out.
+    fn served(&mut self, request: StoreRequest) -> Input {
+        let answer = match request {
+            StoreRequest::WriteImage { task, checkpoint, image, finished } => {
+                let key = format!(
+                    "{}{}/{}/{}",
+                    prefix(task.job),
+                    checkpoint,
+                    task.task,
+                    task.attempt
+                );
+                let manifest = Some(self.keep(key, task.job, checkpoint, Content::Image(image)));
+                StoreAnswer::ImageWritten { task, checkpoint, manifest, finished }
+            }
+            StoreRequest::ReadImage { task, manifest } => {
+                let read = self.store.read_image(&manifest.key);
+                let failure = read.as_ref().err().copied();
+                return Input::Prepared { task, image: read.ok(), failure };
+            }
+            StoreRequest::WriteMetadata { epoch, metadata } => {
+                let (job, checkpoint) = (metadata.job, metadata.checkpoint);
+                let key = format!("{}{}/metadata", prefix(job), checkpoint);
+                let object = Some(self.keep(key, job, checkpoint, Content::Metadata(metadata)));
+                StoreAnswer::MetadataWritten { epoch, job, checkpoint, object }
+            }
+            StoreRequest::ReadMetadata { epoch, job, pointer } => {
+                let read = self.store.read_metadata(&pointer.metadata.key);
+                StoreAnswer::MetadataRead { epoch, job, checkpoint: pointer.checkpoint, read }
+            }
+            StoreRequest::WriteGraph { user, turn, job } => {
+                StoreAnswer::GraphWritten { user, turn, job, succeeded: true }
+            }
+            StoreRequest::ReadGraphs { epoch } => StoreAnswer::GraphsRead { epoch, succeeded: true },
+            StoreRequest::CleanUp { job, retained, up_to } => {
+                let keys = self.store.orphans(job, &retained, up_to);
+                if !keys.is_empty() {
+                    let delay_us = self.random.between(0, self.options.store.latency_max_us);
+                    self.after(delay_us, Event::StoreDeletes { job, keys });
+                }
+                StoreAnswer::CleanedUp { job }
+            }
+        };
+        Input::Store { answer: Box::new(answer) }
+    }
+
+    fn keep(&mut self, key: String, job: JobId, checkpoint: CheckpointId, content: Content) -> ObjectRef {
+        let rate = u64::from(self.options.store.damaged_per_ten_thousand);
+        let damaged = rate > 0 && self.random.below(10_000) < rate;
+        if damaged {
+            self.counts.damaged += 1;
+            self.checkers.excuse(job);
+            self.log(|| format!("store: damages {key}"));
+        }
+        self.store.objects.insert(key.clone(), Object { checkpoint, content, damaged });
+        reference(key)
+    }
+
+    pub(crate) fn store_deletes(&mut self, job: JobId, keys: &[String]) {
+        for key in keys {
+            self.store.objects.remove(key);
+            let judged = self.checkers.deleted(job, key);
+            self.judge(judged);
+        }
+        self.log(|| format!("store: deletes {} objects of job {}", keys.len(), short(job)));
+    }
+}
+
+fn name(request: &StoreRequest) -> &'static str {
+    match request {
+        StoreRequest::WriteImage { .. } => "write an image",
+        StoreRequest::ReadImage { .. } => "read an image",
+        StoreRequest::WriteMetadata { .. } => "write metadata",
+        StoreRequest::ReadMetadata { .. } => "read metadata",
+        StoreRequest::WriteGraph { .. } => "write a graph",
+        StoreRequest::ReadGraphs { .. } => "read graphs",
+        StoreRequest::CleanUp { .. } => "clean up",
+    }
+}
