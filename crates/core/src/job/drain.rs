@@ -33,6 +33,12 @@ pub(super) struct Stay {
 }
 
 impl Job {
+    /// Whether tasks of it may be moved now: when all run, and none move already.
+    #[must_use]
+    pub fn may_leave(&self) -> bool {
+        self.phase == Phase::Running && self.moving.is_none()
+    }
+
     /// These TaskManagers want to go. `resources` are those without this job's own use; the ones that want to go are
     /// among [`Resources::leaving`].
     pub fn leave(&mut self, now: Time, draining: &BTreeSet<TaskManagerId>, resources: &Resources) {
@@ -41,7 +47,7 @@ impl Job {
             .filter(|id| !self.live_regions_on(&[(*id).clone()].into()).is_empty())
             .cloned()
             .collect();
-        if self.phase != Phase::Running || self.moving.is_some() || concerned.is_empty() {
+        if !self.may_leave() || concerned.is_empty() {
             return;
         }
         let tried = (resources.capacity.clone(), concerned.clone());

@@ -166,19 +166,14 @@ impl fmt::Display for Note {
             } => {
                 write!(f, "{cause}; {restarted} tasks restart after {delay:?}")
             }
-            Self::MoveBegun { from, tasks } => write!(
-                f,
-                "{} is being drained: {tasks} tasks leave after a checkpoint",
-                Names(from)
-            ),
-            Self::CannotMove {
-                from,
-                shortfall: Shortfall { needed, free },
-            } => write!(
-                f,
-                "{} is being drained, but its tasks stay and run: elsewhere {needed} slots are needed and {free} are free; start a TaskManager, or cancel another job",
-                Names(from)
-            ),
+            Self::MoveBegun { from, tasks } => {
+                let from = Names(from);
+                write!(
+                    f,
+                    "{from} is being drained: {tasks} tasks leave after a checkpoint"
+                )
+            }
+            Self::CannotMove { from, shortfall } => fmt_stay(&Names(from), *shortfall, f),
             Self::Deployed {
                 attempt,
                 tasks,
@@ -234,6 +229,17 @@ impl fmt::Display for Start {
             None => f.write_str("the beginning"),
         }
     }
+}
+
+fn fmt_stay(
+    from: &Names<'_>,
+    Shortfall { needed, free }: Shortfall,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(
+        f,
+        "{from} is being drained, but its tasks stay and run: elsewhere {needed} slots are needed and {free} are free; start a TaskManager, or cancel another job"
+    )
 }
 
 fn fmt_checkpoint(record: &CheckpointRecord, f: &mut fmt::Formatter<'_>) -> fmt::Result {

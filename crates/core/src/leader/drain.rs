@@ -37,9 +37,9 @@ impl Leader {
         }
         // Right after a take-over, room elsewhere may not have registered yet.
         let settled = self.everybody_at.is_none();
-        let on_any =
-            |job: &&Job| settled && job.slots_used().keys().any(|id| draining.contains(id));
-        let concerned: Vec<JobId> = self.jobs.values().filter(on_any).map(Job::id).collect();
+        let on_any = |job: &&Job| job.slots_used().keys().any(|id| draining.contains(id));
+        let concerned = |job: &&Job| settled && job.may_leave() && on_any(job);
+        let concerned: Vec<JobId> = self.jobs.values().filter(concerned).map(Job::id).collect();
         for id in concerned {
             let resources = self.resources(id);
             if let Some(job) = self.jobs.get_mut(&id) {

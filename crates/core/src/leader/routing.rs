@@ -27,9 +27,7 @@ impl Leader {
             let reason = format!(
                 "TaskManager {id} runs attempts of epoch {theirs}, and this leader has epoch {ours}: it has been succeeded"
             );
-            self.actions
-                .push_back(Action::RefuseTaskManager { connection, reason });
-            return;
+            return self.refuse(connection, reason);
         }
         let (slots, address) = (registration.slots, registration.data_address.clone());
         let mut running: BTreeMap<JobId, Vec<_>> = BTreeMap::new();
@@ -40,7 +38,11 @@ impl Leader {
         let left = self.has_left(&id);
         let replaced = match self.membership.register(now, connection, registration) {
             Ok(Registered::New) => None,
-            Ok(Registered::Again { old }) => Some(old),
+            Ok(Registered::Again { old }) => {
+                // What was said on the old connection last may not have arrived, in either direction.
+                self.tell_all(now, &job::Event::Suspected(id.clone()));
+                Some(old)
+            }
             Ok(Registered::Superseded { old, incarnation }) => {
                 self.lost(
                     now,
@@ -51,10 +53,7 @@ impl Leader {
                 Some(old)
             }
             Err(refusal) => {
-                let reason = format!("{refusal}");
-                self.actions
-                    .push_back(Action::RefuseTaskManager { connection, reason });
-                return;
+                return self.refuse(connection, format!("{refusal}"));
             }
         };
         if let Some(connection) = replaced.filter(|old| *old != connection) {
@@ -76,17 +75,17 @@ impl Leader {
         }
         for (job, state) in &mut self.jobs {
             let running = running.remove(job).unwrap_or_default();
-            state.handle(
-                now,
-                job::Event::Registered {
-                    from: id.clone(),
-                    running,
-                },
-            );
+            let from = id.clone();
+            state.handle(now, job::Event::Registered { from, running });
         }
         for task in running.into_values().flatten() {
             self.cancel_orphan(connection, task.job, task.attempt);
         }
+    }
+
+    fn refuse(&mut self, connection: ConnectionId, reason: String) {
+        self.actions
+            .push_back(Action::RefuseTaskManager { connection, reason });
     }
 
     /// The epoch of a later leader which the TaskManager has obeyed.
@@ -117,7 +116,7 @@ impl Leader {
         let from = member.registration.id.clone();
         match message {
             // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
-            ToLeader::Register(_) | ToLeader::Logs { .. } => {}
+            ToLeader::Register(_) | ToLeader::Follow(_) | ToLeader::Logs { .. } => {}
             ToLeader::Draining => self.wants_to_go(&from),
             ToLeader::TaskState {
                 job,

@@ -390,6 +390,35 @@ fn jobs_that_cannot_be_recovered_do_not_hold_up_the_others() {
 }
 
 #[test]
+fn a_job_whose_graph_is_lost_fails_alone_and_its_tasks_are_stopped() {
+    let mut cluster = checkpointed();
+    cluster.join("c", 2);
+    cluster.submit(record(OTHER), graph(1, Routing::AllToAll));
+    cluster.graphs_lost.insert(OTHER);
+    cluster.restart_jobmanager();
+    meet(&mut cluster, &["a", "b", "c"]);
+    assert_eq!(cluster.phase(OTHER), Phase::Failed);
+    assert!(cluster.attempts(OTHER).is_empty());
+    goes_on(&mut cluster, attempt(1, 1));
+}
+
+#[test]
+fn a_taskmanager_that_registers_again_before_its_stream_is_missed_does_not_hold_up_a_checkpoint() {
+    let mut cluster = checkpointed();
+    cluster.deaf.insert("a".to_owned());
+    cluster.seconds(1);
+    assert_eq!(cluster.completed(JOB), 1, "the word of it got lost");
+    cluster.deaf.clear();
+    cluster.connect("a");
+    cluster.seconds(1);
+    assert_eq!(
+        cluster.completed(JOB),
+        2,
+        "and nobody waits for its time to be over"
+    );
+}
+
+#[test]
 fn a_job_whose_checkpoints_are_lost_is_adopted_as_long_as_it_runs() {
     let mut cluster = checkpointed();
     cluster.seconds(2);

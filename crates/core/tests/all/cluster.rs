@@ -42,6 +42,8 @@ pub(crate) struct Cluster {
     pub(crate) metadata_damaged: BTreeSet<CheckpointId>,
     /// Jobs whose metadata objects are gone.
     pub(crate) metadata_lost: BTreeSet<JobId>,
+    /// Jobs whose graphs are gone.
+    pub(crate) graphs_lost: BTreeSet<JobId>,
     /// The store does not answer when metadata is read.
     pub(crate) metadata_unavailable: bool,
     pub(crate) records: BTreeMap<JobId, JobRecord>,
@@ -99,6 +101,7 @@ impl Cluster {
             metadata_fails: false,
             metadata_damaged: BTreeSet::new(),
             metadata_lost: BTreeSet::new(),
+            graphs_lost: BTreeSet::new(),
             metadata_unavailable: false,
             records: BTreeMap::new(),
             graphs: BTreeMap::new(),
@@ -230,7 +233,11 @@ impl Cluster {
         }
         let loaded = self.records.values().map(|record| LoadedJob {
             record: record.clone(),
-            graph: Ok(self.graphs[&record.id].clone()),
+            graph: if self.graphs_lost.contains(&record.id) {
+                Err("the object that holds its graph is missing".to_owned())
+            } else {
+                Ok(self.graphs[&record.id].clone())
+            },
             pointers: self.pointers.get(&record.id).cloned().unwrap_or_default(),
         });
         self.leader = Leader::new(self.now, config(self.epoch), loaded.collect());
