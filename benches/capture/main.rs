@@ -72,6 +72,11 @@ fn main() -> anyhow::Result<()> {
     for mib in &arguments.mib {
         measure(&arguments, &module, mib << 20, methods)?;
     }
+    println!();
+    for mib in &arguments.mib {
+        ahead(&arguments, &module, mib << 20)?;
+    }
+    println!();
     for mib in &arguments.mib {
         for percent in &arguments.percent {
             revert(&module, mib << 20, *percent)?;
@@ -136,6 +141,45 @@ fn capture(
         captured_bytes: capture.bytes.len(),
     };
     Ok((row, capture.into_room()))
+}
+
+/// How many calls write what changes between two captures, where pages are copied ahead; from the half on they are.
+const CALLS: u32 = 100;
+/// Pages copied ahead at a time.
+const AHEAD_PAGES: u32 = 1024;
+
+/// The pause when pages are copied ahead between the later half of the calls, twice as many as a call writes.
+fn ahead(arguments: &Arguments, module: &Module, bytes: u64) -> anyhow::Result<()> {
+    let mut task = Task::new(module, bytes)?;
+    task.instance.find_changes_by(DirtyMethod::WriteProtection);
+    let mut room = task
+        .instance
+        .capture_changes(CaptureRoom::default())?
+        .into_room();
+    for percent in &arguments.percent {
+        let pages = task.percent(*percent);
+        let (mut pauses, mut slices) = (Vec::new(), Vec::new());
+        let mut captured_bytes = 0;
+        for round in 0..arguments.rounds {
+            for call in 0..CALLS {
+                let number = (round * CALLS + call).wrapping_mul(0x9E37_79B9) >> 8;
+                task.write((pages / CALLS).max(1), number)?;
+                let slices_wanted = (2 * pages / CALLS).div_ceil(AHEAD_PAGES);
+                for _ in 0..slices_wanted * u32::from(call >= CALLS / 2) {
+                    let began = Instant::now();
+                    task.instance.capture_ahead(AHEAD_PAGES);
+                    slices.push(began.elapsed());
+                }
+            }
+            let began = Instant::now();
+            let capture = task.instance.capture_changes(room)?;
+            pauses.push(began.elapsed());
+            captured_bytes = capture.bytes.len();
+            room = capture.into_room();
+        }
+        table::print_ahead(bytes, *percent, captured_bytes, &pauses, &slices);
+    }
+    Ok(())
 }
 
 /// How long a survivor takes to go back, against making it from its image.

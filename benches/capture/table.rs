@@ -34,10 +34,7 @@ pub(crate) fn print_row(
     fresh: &Row,
 ) {
     let quantile = |of: &dyn Fn(&Row) -> Duration, quantile: f64| {
-        let mut all: Vec<Duration> = rows.iter().map(of).collect();
-        all.sort();
-        let at = ((all.len() as f64 * quantile).ceil() as usize).clamp(1, all.len());
-        all[at - 1].as_secs_f64() * 1e3
+        quantile_ms(rows.iter().map(of).collect(), quantile)
     };
     let size = match bytes {
         0..0x10_0000 => format!("{} KiB", bytes >> 10),
@@ -59,4 +56,32 @@ pub(crate) fn print_row(
         fresh.pause.as_secs_f64() * 1e3,
         quantile(&page, 0.5) * 1e6,
     );
+}
+
+/// Prints what copying ahead makes of a pause.
+pub(crate) fn print_ahead(
+    bytes: u64,
+    percent: u32,
+    captured_bytes: usize,
+    pauses: &[Duration],
+    slices: &[Duration],
+) {
+    let of = |durations: &[Duration], quantile: f64| quantile_ms(durations.to_vec(), quantile);
+    println!(
+        "copied ahead, {} MiB, writes to {percent} % of the pages: pause p50 {:.3} ms, p99 {:.3} ms; each of {} slices p50 {:.3} ms, p99 {:.3} ms; captured {:.2} MiB",
+        bytes >> 20,
+        of(pauses, 0.5),
+        of(pauses, 0.99),
+        slices.len(),
+        of(slices, 0.5),
+        of(slices, 0.99),
+        captured_bytes as f64 / f64::from(1 << 20),
+    );
+}
+
+fn quantile_ms(mut durations: Vec<Duration>, quantile: f64) -> f64 {
+    durations.sort();
+    let rank = (durations.len() as f64 * quantile).ceil() as usize;
+    let at = rank.clamp(1, durations.len());
+    durations[at - 1].as_secs_f64() * 1e3
 }
