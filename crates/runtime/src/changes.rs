@@ -14,6 +14,9 @@ pub(crate) const WHOLE_UP_TO_BYTES: usize = 128 * 1024;
 /// the guest's fault takes 0.7 to 1 µs for each page that changed; copying, compressing and hashing about 6 µs for each
 /// page that did not.
 const WHOLE_FROM_EIGHTHS: usize = 7;
+/// Larger memories are never captured whole for that: the pause would be longer than 10 ms on a busy machine, and pages
+/// can be copied ahead only where changes are looked for.
+const WHOLE_IF_MOSTLY_CHANGED_UP_TO_BYTES: usize = 32 << 20;
 /// How many captures are then whole before changes are looked for again.
 const WHOLE_CAPTURES: u32 = 15;
 
@@ -61,21 +64,30 @@ impl Changes {
     pub(crate) fn follow(&mut self, sequence: u64, memory: &[u8]) {
         self.last = sequence;
         self.resting = 0;
-        if self.since_last(memory).is_none() {
+        self.choose(memory);
+        if self.known {
+            // Protecting again what changed is quicker than protecting everything.
+            let mut ranges = std::mem::take(&mut self.ranges);
+            ranges.clear();
+            let taken = self.choose(memory).tracker.take_dirty(memory, &mut ranges);
+            self.ranges = ranges;
+            self.known = known(taken).is_some();
+        }
+        if !self.known {
             let reset = self.choose(memory).tracker.reset(memory);
             self.known = known(reset).is_some();
         }
     }
 
-    /// The pages that may have changed since the last capture or [`Changes::follow`]; from now on they count as
-    /// unchanged. `None` when that is not known.
-    pub(crate) fn since_last(&mut self, memory: &[u8]) -> Option<&[PageRange]> {
+    /// The pages that may have changed since the last capture or [`Changes::follow`], to be written to before the next
+    /// `follow`. `None` when that is not known.
+    pub(crate) fn peek(&mut self, memory: &[u8]) -> Option<&[PageRange]> {
         let mut ranges = std::mem::take(&mut self.ranges);
         ranges.clear();
         self.choose(memory);
         if self.known {
-            let taken = self.choose(memory).tracker.take_dirty(memory, &mut ranges);
-            self.known = known(taken).is_some();
+            let peeked = self.choose(memory).tracker.peek_dirty(memory, &mut ranges);
+            self.known = known(peeked).is_some();
         }
         self.ranges = ranges;
         self.known.then_some(self.ranges.as_slice())
@@ -142,7 +154,8 @@ impl Changes {
         }
         self.choose(memory).tracker.take_dirty(memory, ranges)?;
         let changed: usize = ranges.iter().map(|range| range.pages).sum();
-        let mostly = changed * 8 >= all(memory).pages * WHOLE_FROM_EIGHTHS;
+        let mostly = changed * 8 >= all(memory).pages * WHOLE_FROM_EIGHTHS
+            && memory.len() <= WHOLE_IF_MOSTLY_CHANGED_UP_TO_BYTES;
         if mostly && self.forced.is_none() && method != DirtyMethod::Whole {
             self.known = false;
             self.resting = WHOLE_CAPTURES;
@@ -261,6 +274,17 @@ mod tests {
             assert_eq!(changes.next(&memory).base, None);
         }
         assert!(changes.next(&memory).base.is_some());
+    }
+
+    #[test]
+    fn large_memories_are_never_captured_whole_for_being_mostly_changed() {
+        let mut changes = using(Hashes::default());
+        let mut memory = vec![0; WHOLE_IF_MOSTLY_CHANGED_UP_TO_BYTES + PAGE];
+        assert_eq!(changes.next(&memory).base, None);
+        for value in 1..4 {
+            memory.fill(value);
+            assert!(changes.next(&memory).base.is_some());
+        }
     }
 
     #[test]

@@ -104,6 +104,12 @@ pub(crate) trait DirtyTracker: Send + fmt::Debug {
     /// they count as unchanged. So whoever calls this keeps what it got until nobody needs it any more.
     fn take_dirty(&mut self, memory: &[u8], dirty: &mut Vec<PageRange>) -> io::Result<()>;
 
+    /// Like [`DirtyTracker::take_dirty`], for a caller that is about to write to these pages: they may count as changed
+    /// still, so that writing to them costs no more than usual.
+    fn peek_dirty(&mut self, memory: &[u8], dirty: &mut Vec<PageRange>) -> io::Result<()> {
+        self.take_dirty(memory, dirty)
+    }
+
     /// Like [`DirtyTracker::take_dirty`], but at most about `pages_max` pages, from page `from` on. Returns where to go
     /// on, or `None` at the end. What has grown since the last call is left to `take_dirty`; a tracker that can only
     /// look at everything at once leaves all of it.

@@ -85,7 +85,8 @@ impl<H: GuestHost> Instance<H> {
 
     /// Goes back to `image`, which is capture `sequence` of this task: a new instance over the same memory, in which
     /// only the pages that may have changed since are written. `changed` names the runs of every capture after
-    /// `sequence`; what changed after the last one is found here. The next capture adds to `sequence`.
+    /// `sequence`; what changed after the last one is found here. The next capture adds to `sequence`, and has the number
+    /// after it, which a capture that was given up may have had before. The instance may have failed.
     ///
     /// # Errors
     /// As [`Instance::restore`]; the instance is gone then, and can be restored from any image.
@@ -101,17 +102,12 @@ impl<H: GuestHost> Instance<H> {
             guest,
             module,
             mapping,
-            mut changes,
+            changes,
             ahead,
             ..
         } = self;
-        let old = guest.memory.data(&guest.store);
-        let old_pages = all(old).pages;
+        let old_pages = all(guest.memory.data(&guest.store)).pages;
         let mut stale = PageSet::default();
-        match changes.since_last(old) {
-            Some(ranges) => stale.extend(ranges.iter().copied()),
-            None => stale.insert(all(old)),
-        }
         stale.extend(ahead.ranges());
         stale.extend(changed.into_iter().map(PageRange::from));
         // Ends the instance, and with it the other reference to the mapping.
@@ -122,14 +118,18 @@ impl<H: GuestHost> Instance<H> {
                 mapping.cut(bytes).map_err(InstanceError::no_memory)?;
                 mapping
             }
-            None => return Self::restore(&module, limits, host, image),
+            None => {
+                let mut instance = Self::restore(&module, limits, host, image)?;
+                instance.follow(sequence);
+                return Ok(instance);
+            }
         };
         let mut instance = Self::over(Arc::new(mapping), &module, limits, host)?;
         instance.changes = changes;
         image::grow_to(&mut instance.guest, &image.memory)?;
         let memory = instance.guest.memory.data_mut(&mut instance.guest.store);
-        // Instantiation has placed the module's data segments.
-        match instance.changes.since_last(memory) {
+        // What changed after the last capture, and where instantiation has placed the module's data segments.
+        match instance.changes.peek(memory) {
             Some(ranges) => stale.extend(ranges.iter().copied()),
             None => stale.insert(all(memory)),
         }
@@ -140,13 +140,7 @@ impl<H: GuestHost> Instance<H> {
                 pages: pages - old_pages,
             });
         }
-        for page in stale.pages().take_while(|page| *page < pages) {
-            let start = page * CAPTURE_PAGE_BYTES;
-            let range = start..start + CAPTURE_PAGE_BYTES;
-            if memory[range.clone()] != image.memory[range.clone()] {
-                memory[range.clone()].copy_from_slice(&image.memory[range]);
-            }
-        }
+        rewrite(memory, &image.memory, &stale);
         instance.changes.follow(sequence, memory);
         image::lay_outside_memory(
             &mut instance.guest,
@@ -155,6 +149,22 @@ impl<H: GuestHost> Instance<H> {
             image,
         )?;
         Ok(instance)
+    }
+}
+
+/// Makes these pages of a memory the image's, which is as large.
+fn rewrite(memory: &mut [u8], image: &[u8], stale: &PageSet) {
+    let pages = all(memory).pages;
+    for page in stale.pages().take_while(|page| *page < pages) {
+        let start = page * CAPTURE_PAGE_BYTES;
+        let (to, from) = (
+            &mut memory[start..start + CAPTURE_PAGE_BYTES],
+            &image[start..start + CAPTURE_PAGE_BYTES],
+        );
+        // A write to a page that is as it should be would make it count as changed.
+        if to != from {
+            to.copy_from_slice(from);
+        }
     }
 }
 

@@ -155,6 +155,8 @@ impl Watch {
 pub(super) enum Pages {
     /// Those written since they were protected, or never protected; they are protected as they are named.
     TakeWritten,
+    /// The same, and nothing is protected.
+    Written,
     /// Those written since they were protected, or never protected, of those that are the memory's own.
     TouchedAndWritten,
     /// Those that are the memory's own: all others were never written, and are zero.
@@ -199,6 +201,7 @@ impl PageMap {
         let touched = PAGE_IS_PRESENT | PAGE_IS_SWAPPED;
         let (wp, all_of, any_of) = match pages {
             Pages::TakeWritten => (PM_SCAN_WP_MATCHING, PAGE_IS_WRITTEN, 0),
+            Pages::Written => (0, PAGE_IS_WRITTEN, 0),
             Pages::TouchedAndWritten => (0, PAGE_IS_WRITTEN | PAGE_IS_PFNZERO, touched),
             Pages::Touched => (0, PAGE_IS_PFNZERO, touched),
         };

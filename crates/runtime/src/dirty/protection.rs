@@ -85,6 +85,17 @@ impl DirtyTracker for WriteProtection {
         Ok(())
     }
 
+    fn peek_dirty(&mut self, memory: &[u8], dirty: &mut Vec<PageRange>) -> io::Result<()> {
+        let (start, end) = (self.start, self.end(memory)?);
+        let primed_end = start + self.primed_bytes.min(memory.len());
+        let mut found = |from: usize, to: usize| push(dirty, pages(start, from, to));
+        self.page_map
+            .scan(start, primed_end, Pages::Written, None, &mut found)?;
+        self.page_map
+            .scan(primed_end, end, Pages::TouchedAndWritten, None, &mut found)?;
+        Ok(())
+    }
+
     fn take_some(
         &mut self,
         memory: &[u8],

@@ -302,6 +302,28 @@ fn a_tracker_refuses_a_memory_that_is_not_its_own() {
 }
 
 #[test]
+fn looking_ahead_of_a_write_names_what_changed_and_loses_nothing() {
+    for mut watched in Watched::all(4) {
+        watched.memory()[7 * PAGE] = 1;
+        watched.grow(1);
+        watched.memory()[70 * PAGE] = 1;
+        let memory = watched.mapping.grown(watched.bytes).expect("memory");
+        let mut ranges = Vec::new();
+        watched
+            .tracker
+            .peek_dirty(memory, &mut ranges)
+            .expect("it can be asked");
+        let named = watched.check(&ranges);
+        assert!(named.contains(&7) && named.contains(&70));
+        watched.memory()[7 * PAGE] = 2;
+        watched.memory()[8 * PAGE] = 2;
+        let taken = watched.take();
+        assert!(taken.contains(&7) && taken.contains(&8));
+        watched.expect(&[]);
+    }
+}
+
+#[test]
 fn what_is_taken_in_parts_is_named_once_and_none_is_left_out() {
     for mut watched in Watched::all(8) {
         let changed = [3, 4, 5, 20, 21, 90, 127];

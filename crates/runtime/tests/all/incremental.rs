@@ -322,6 +322,21 @@ fn a_reverted_task_forgets_growth_and_adds_to_what_it_went_back_to() {
 }
 
 #[test]
+fn a_task_that_trapped_can_be_reverted() {
+    let mut task = Task::new(None);
+    task.happen(&frame(100_000, 50_000, 1));
+    task.capture();
+    let wild = [u32::MAX, 100, 7, 4096].map(u32::to_le_bytes).concat();
+    task.instance
+        .process(0, 0, &wild, 0)
+        .expect_err("it is out of bounds");
+    task.happen(&Event::Revert { back: 0 });
+    task.happen(&frame(100_000, 10, 2));
+    task.capture();
+    assert_eq!(task.captures[&2].base, Some(1));
+}
+
+#[test]
 fn a_reverted_task_cannot_reach_what_it_gave_back() {
     let job = job().function(
         "tidemill_poll",
