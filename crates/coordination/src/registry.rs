@@ -33,6 +33,10 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// Gives the leadership up: what it writes from now on is refused, and the next candidate is elected at once.
     fn resign(&self, leading: &Leading) -> Answer<'_, (), WriteError>;
 
+    /// Ends the leadership of a process that is known to have ended, before its session does. Does nothing when another
+    /// leads by now; a leader that lives nevertheless is fenced.
+    fn depose(&self, leader: &KnownLeader) -> Answer<'_, (), WriteError>;
+
     /// Every job, in order of its id. A damaged record does not hold up the others.
     fn jobs(&self) -> Answer<'_, Vec<Result<JobRecord, DamagedJob>>, ReadError>;
 

@@ -2,6 +2,7 @@
 //! transactions that check its own node. It never blocks a thread, and never takes a suspended connection for a lost
 //! session.
 
+mod depose;
 mod fenced;
 mod follow;
 mod layout;
@@ -168,6 +169,10 @@ impl Registry for ZooKeeper {
     fn resign(&self, leading: &Leading) -> Answer<'_, (), WriteError> {
         let fenced = Fenced::new(&self.shared, leading, "the end of a leadership".into());
         Box::pin(async move { fenced?.resign().await })
+    }
+
+    fn depose(&self, leader: &KnownLeader) -> Answer<'_, (), WriteError> {
+        Box::pin(depose::depose(&self.shared, leader.epoch))
     }
 
     fn jobs(&self) -> Answer<'_, Vec<Result<JobRecord, DamagedJob>>, ReadError> {

@@ -6,10 +6,10 @@ use std::process::Command;
 
 use crate::EnsembleError;
 
-/// Where Debian has ZooKeeper; its manifest names all that it needs.
+/// Where Debian has ZooKeeper; its manifest names what it needs at least.
 const ZOOKEEPER_JAR: &str = "/usr/share/java/zookeeper.jar";
-/// Writes the log to the standard error, where it is there.
-const LOGGER_JAR: &str = "/usr/share/java/slf4j-simple.jar";
+/// Used where they are there: the first writes the log to the standard error, TLS takes the others.
+const MORE_JARS: &str = "/usr/share/java/slf4j-simple.jar:/usr/share/java/netty-codec.jar:/usr/share/java/netty-resolver.jar";
 
 const MAIN: &str = "org.apache.zookeeper.server.quorum.QuorumPeerMain";
 
@@ -25,7 +25,7 @@ impl Java {
         let java = env::var("TIDEMILL_JAVA").unwrap_or_else(|_| "java".into());
         let class_path = match env::var("TIDEMILL_ZOOKEEPER_CLASSPATH") {
             Ok(class_path) => class_path,
-            Err(_) if Path::new(ZOOKEEPER_JAR).exists() => format!("{ZOOKEEPER_JAR}:{LOGGER_JAR}"),
+            Err(_) if Path::new(ZOOKEEPER_JAR).exists() => format!("{ZOOKEEPER_JAR}:{MORE_JARS}"),
             Err(_) => {
                 let jar = PathBuf::from(ZOOKEEPER_JAR);
                 return Err(EnsembleError::NoZooKeeper { jar });
