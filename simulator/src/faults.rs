@@ -168,10 +168,7 @@ impl World {
                 self.after(away_us, Event::FaultEnds(Fault::ZooKeeperAway));
             }
             Kind::BreakZooKeeperConnection => self.suspend(any),
-            Kind::ExpireSession => {
-                self.zookeeper.expire(Node(any.0 % 3));
-                self.tell_watchers();
-            }
+            Kind::ExpireSession => self.force_session_end(Node(any.0 % 3)),
             Kind::StoreAway => {
                 self.store.is_away = true;
                 let away_us = self.random.between(1, 15) * SECOND;
@@ -180,6 +177,15 @@ impl World {
             Kind::BreakControlConnection => self.break_control_connection(task_manager),
             Kind::TaskPanics => self.panic_task(task_manager),
         }
+    }
+
+    /// An administrator ends a session.
+    pub(crate) fn force_session_end(&mut self, node: Node) {
+        if let Some((epoch, _)) = self.zookeeper.leader().filter(|(_, leader)| *leader == node) {
+            self.checkers.forced(epoch);
+        }
+        self.zookeeper.expire(node);
+        self.tell_watchers();
     }
 
     fn kill_for_a_while(&mut self, node: Node, how: HowEnded) {

@@ -58,6 +58,15 @@ impl JobManager {
         }
     }
 
+    /// The TaskManagers that are registered with it and not suspected.
+    pub(crate) fn members(&self) -> Vec<Node> {
+        let members = self.leader.iter().flat_map(|leader| leader.membership().members());
+        members
+            .filter(|member| member.suspected_until.is_none())
+            .filter_map(|member| Node::named(&member.registration.id.0))
+            .collect()
+    }
+
     /// The epoch under which its leader decides.
     pub(crate) fn leads(&self) -> Option<Epoch> {
         self.leader.as_ref().map(Leader::epoch)
@@ -260,12 +269,8 @@ impl World {
     fn tell_reach(&mut self, node: Node) {
         let seen = self.zookeeper.clients[node.0].seen;
         let is_there = |index: usize| seen.announced & 1 << index != 0;
-        let leader = self.job_managers[node.0].leader.as_ref();
-        let members = leader.into_iter().flat_map(|leader| leader.membership().members());
-        let connected = members.filter(|member| {
-            let node = Node::named(&member.registration.id.0);
-            member.suspected_until.is_none() && node.is_some_and(|node| is_there(node.worker()))
-        });
+        let members = self.job_managers[node.0].members();
+        let connected = members.iter().filter(|member| is_there(member.worker()));
         let reach = Reach {
             task_managers_announced: seen.announced.count_ones() as usize,
             task_managers_connected: connected.count(),

@@ -12,6 +12,8 @@ mod event;
 mod exchange;
 mod faults;
 mod job_manager;
+#[cfg(feature = "mutations")]
+pub mod mutations;
 mod network;
 mod node;
 mod options;
@@ -20,6 +22,7 @@ pub mod random;
 mod registry_client;
 pub mod run;
 pub mod scenario;
+mod script;
 mod store;
 mod task;
 mod task_manager;

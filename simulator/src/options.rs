@@ -135,8 +135,8 @@ impl Options {
             jobs: JobOptions {
                 count: 0,
                 parallelism_max: 4,
-                records_min: 800,
-                records_max: 800,
+                records_min: 2_000,
+                records_max: 2_000,
                 checkpoint_interval_us: SECOND,
                 cancelled_per_mille: 0,
                 limited_restarts_per_mille: 0,

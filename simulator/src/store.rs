@@ -86,13 +86,6 @@ impl Store {
         }
     }
 
-    /// Damages every object of a checkpoint that holds this.
-    pub(crate) fn damage(&mut self, key: &str) {
-        if let Some(object) = self.objects.get_mut(key) {
-            object.damaged = true;
-        }
-    }
-
     fn read_image(&self, key: &str) -> Result<Rc<TaskImage>, Preparation> {
         let object = self.objects.get(key).filter(|object| !object.damaged);
         match object.map(|object| &object.content) {
@@ -123,12 +116,6 @@ impl Store {
         let of_job = self.objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
         let orphan = |object: &Object| object.checkpoint <= up_to && !needed.contains(&object.checkpoint);
         of_job.filter(|(_, object)| orphan(object)).map(|(key, _)| key.clone()).collect()
-    }
-
-    /// Whether anything of a job's checkpoints is left.
-    pub(crate) fn holds(&self, job: JobId) -> bool {
-        let prefix = prefix(job);
-        self.objects.range(prefix.clone()..).next().is_some_and(|(key, _)| key.starts_with(&prefix))
     }
 }
 

@@ -63,13 +63,6 @@ pub(crate) struct TaskManager {
     draining: bool,
 }
 
-impl TaskManager {
-    /// Whether a leader has accepted it.
-    pub(crate) fn is_connected(&self) -> bool {
-        self.link.stage == Stage::Connected
-    }
-}
-
 impl World {
     pub(crate) fn start_task_manager(&mut self, node: Node) {
         self.task_managers[node.worker()] = TaskManager::default();

@@ -67,20 +67,9 @@ impl Users {
         self.users.iter().all(|user| user.state == State::Done)
     }
 
-    /// The job of a user who was told that it is stored.
-    pub(crate) fn job(&self, user: usize) -> Option<JobId> {
-        match self.users.get(user)?.state {
-            State::Acknowledged(job) | State::Cancelling(job) => Some(job),
-            State::Submitting => None,
-            State::Done => self.users.get(user).and_then(|user| {
-                self.specs.iter().rev().find(|(_, spec)| Rc::ptr_eq(spec, &user.spec)).map(|(job, _)| *job)
-            }),
-        }
-    }
-
-    /// Every job that was ever tried to be submitted.
-    pub(crate) fn jobs(&self) -> impl Iterator<Item = (JobId, &Rc<JobSpec>)> {
-        self.specs.iter().map(|(job, spec)| (*job, spec))
+    /// The last job that was tried to be submitted.
+    pub(crate) fn last_job(&self) -> Option<JobId> {
+        self.specs.last_key_value().map(|(job, _)| *job)
     }
 }
 

@@ -217,7 +217,7 @@ impl World {
         while self.failure.is_none() {
             if !self.is_calm && self.queue.next_us().is_some_and(|next| next >= self.options.faults_until_us) {
                 self.is_calm = true;
-                self.now_us = self.options.faults_until_us;
+                self.now_us = self.now_us.max(self.options.faults_until_us);
                 self.calm();
             }
             if self.is_calm && self.events.is_multiple_of(64) && self.is_done() {

@@ -54,6 +54,8 @@ pub(crate) struct Checkers {
     jobs: BTreeMap<JobId, Facts>,
     /// Who was elected under which epoch.
     elected: BTreeMap<Epoch, (Node, u64)>,
+    /// Epochs whose session was ended by an administrator: no clock could tell the leader.
+    forced: BTreeSet<Epoch>,
     /// The epoch of the last write.
     written_under: Epoch,
     /// The newest epoch that each life of a TaskManager obeyed.
