@@ -33,6 +33,12 @@ impl Draining {
         }
     }
 
+    /// The leader has said that nothing here is needed any more.
+    pub(crate) fn drained(&self) {
+        let waited = self.began.elapsed();
+        info!(?waited, "drained: nothing here is needed any more");
+    }
+
     /// When [`Self::is_over`] is to be asked again at the latest.
     pub(crate) fn next_at(&self) -> Instant {
         self.until.min(self.tell_at)

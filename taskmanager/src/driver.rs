@@ -187,7 +187,7 @@ impl Driver {
                 self.state.voice = None;
                 self.performer.leader_lost();
             }
-            LinkEvent::Message(message) => self.on_message(message),
+            LinkEvent::Message(message) => self.on_message(*message),
         }
     }
 
@@ -224,7 +224,12 @@ impl Driver {
                 self.performer
                     .word(Execution { job, task, attempt }, checkpoint, word);
             }
-            WorkerAction::Drained => self.state.drained = self.state.draining.is_some(),
+            WorkerAction::Drained => {
+                if let Some(draining) = &self.state.draining {
+                    draining.drained();
+                    self.state.drained = true;
+                }
+            }
             WorkerAction::FetchLogs {
                 request,
                 job,
@@ -291,11 +296,13 @@ impl Driver {
                 peer,
                 reason,
             } => {
-                if !self.performer.runs(job, attempt) {
+                let known = (job, attempt, peer.clone());
+                // A connection takes all its channels with it, and is reported once. That an attempt's channels break
+                // when it is stopped is nobody's news.
+                if self.state.broken.contains_key(&known) || !self.performer.runs(job, attempt) {
                     return;
                 }
-                warn!(%job, %attempt, %peer, reason, "a data channel broke");
-                let known = (job, attempt, peer.clone());
+                warn!(%job, %attempt, %peer, reason, "a data connection broke");
                 self.state.broken.insert(known, reason.clone());
                 ToLeader::ChannelBroken {
                     job,

@@ -3,8 +3,9 @@
 
 use std::future::pending;
 
-use tidemill_coordination::KnownLeader;
+use tidemill_coordination::{Connection, KnownLeader, Registry};
 use tidemill_protocol::Epoch;
+use tidemill_protocol::record::JobManagerRecord;
 use tokio::sync::watch;
 
 /// A source of addresses.
@@ -13,7 +14,16 @@ pub(crate) enum Leaders {
     /// These JobManagers, each `host:port`; whichever accepts a registration leads.
     Fixed(Vec<String>),
     /// Whoever the registry names.
-    Watched(watch::Receiver<Option<KnownLeader>>),
+    Named(Named),
+}
+
+/// What the registry says.
+#[derive(Debug)]
+pub(crate) struct Named {
+    pub(crate) leader: watch::Receiver<Option<KnownLeader>>,
+    /// Everybody who leads or may come to lead.
+    pub(crate) job_managers: watch::Receiver<Vec<JobManagerRecord>>,
+    pub(crate) connection: watch::Receiver<Connection>,
 }
 
 /// A JobManager that may lead.
@@ -21,17 +31,60 @@ pub(crate) enum Leaders {
 pub(crate) struct Candidate {
     /// `host:port`.
     pub(crate) address: String,
-    /// Under which epoch it leads, where that is known.
+    /// It leads under this epoch or a greater one, if it leads.
     pub(crate) epoch: Epoch,
+    /// The registry names it as the leader.
+    pub(crate) is_named: bool,
 }
 
 impl std::fmt::Display for Candidate {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        if self.epoch == Epoch::default() {
-            write!(f, "the JobManager at {}", self.address)
-        } else {
+        if self.is_named {
             write!(f, "the leader of epoch {} at {}", self.epoch, self.address)
+        } else {
+            write!(f, "the JobManager at {}", self.address)
         }
+    }
+}
+
+impl Named {
+    pub(crate) fn of(registry: &impl Registry) -> Self {
+        Self {
+            leader: registry.leader(),
+            job_managers: registry.job_managers(),
+            connection: registry.connection(),
+        }
+    }
+
+    /// The leader. While the registry is out of reach of this process it may have named another, which is one of those
+    /// that it knew of.
+    fn candidates(&mut self) -> Vec<Candidate> {
+        let leader = self.leader.borrow_and_update().clone();
+        let mut candidates: Vec<Candidate> = leader
+            .iter()
+            .map(|leader| Candidate {
+                address: leader.record.control_address.clone(),
+                epoch: leader.epoch,
+                is_named: true,
+            })
+            .collect();
+        if *self.connection.borrow() != Connection::Connected {
+            let named = leader.as_ref().map(|leader| &leader.record.control_address);
+            let job_managers = self.job_managers.borrow();
+            let others = job_managers.iter().map(|record| &record.control_address);
+            candidates.extend(
+                others
+                    .filter(|address| Some(*address) != named)
+                    .map(|address| Candidate {
+                        address: address.clone(),
+                        epoch: leader
+                            .as_ref()
+                            .map_or(Epoch::default(), |leader| leader.epoch),
+                        is_named: false,
+                    }),
+            );
+        }
+        candidates
     }
 }
 
@@ -44,16 +97,10 @@ impl Leaders {
                 .map(|address| Candidate {
                     address: address.clone(),
                     epoch: Epoch::default(),
+                    is_named: false,
                 })
                 .collect(),
-            Self::Watched(known) => known
-                .borrow_and_update()
-                .iter()
-                .map(|leader| Candidate {
-                    address: leader.record.control_address.clone(),
-                    epoch: leader.epoch,
-                })
-                .collect(),
+            Self::Named(named) => named.candidates(),
         }
     }
 
@@ -61,7 +108,7 @@ impl Leaders {
     pub(crate) async fn changed(&mut self) {
         let gone = match self {
             Self::Fixed(_) => true,
-            Self::Watched(known) => known.changed().await.is_err(),
+            Self::Named(named) => named.leader.changed().await.is_err(),
         };
         if gone {
             pending().await
@@ -70,11 +117,11 @@ impl Leaders {
 
     /// Resolves with the epoch of a leader that has succeeded the one of `epoch`.
     pub(crate) async fn successor_of(&self, epoch: Epoch) -> Epoch {
-        let Self::Watched(known) = self else {
+        let Self::Named(named) = self else {
             return pending().await;
         };
         // A clone of its own, so that the change is not taken for seen.
-        let mut known = known.clone();
+        let mut known = named.leader.clone();
         let newer = |leader: &Option<KnownLeader>| {
             leader.as_ref().is_some_and(|leader| leader.epoch > epoch)
         };
@@ -93,21 +140,44 @@ mod tests {
 
     use super::*;
 
-    fn leader(epoch: u64, address: &str) -> Option<KnownLeader> {
-        let record = JobManagerRecord {
+    fn record(address: &str) -> JobManagerRecord {
+        JobManagerRecord {
             id: address.to_owned(),
             incarnation: Incarnation(1),
             control_address: address.to_owned(),
             rest_url: String::new(),
-        };
-        let epoch = Epoch(epoch);
+        }
+    }
+
+    fn leader(epoch: u64, address: &str) -> Option<KnownLeader> {
+        let (epoch, record) = (Epoch(epoch), record(address));
         Some(KnownLeader { epoch, record })
+    }
+
+    /// A registry's three voices.
+    struct Voices {
+        leader: watch::Sender<Option<KnownLeader>>,
+        job_managers: watch::Sender<Vec<JobManagerRecord>>,
+        connection: watch::Sender<Connection>,
+    }
+
+    fn registry(known: Option<KnownLeader>) -> (Voices, Leaders) {
+        let voices = Voices {
+            leader: watch::Sender::new(known),
+            job_managers: watch::Sender::new(Vec::new()),
+            connection: watch::Sender::new(Connection::Connected),
+        };
+        let named = Named {
+            leader: voices.leader.subscribe(),
+            job_managers: voices.job_managers.subscribe(),
+            connection: voices.connection.subscribe(),
+        };
+        (voices, Leaders::Named(named))
     }
 
     #[test]
     fn only_a_greater_epoch_is_a_successor() {
-        let (tell, known) = watch::channel(leader(7, "a:1"));
-        let leaders = Leaders::Watched(known);
+        let (Voices { leader: tell, .. }, leaders) = registry(leader(7, "a:1"));
         assert_eq!(leaders.successor_of(Epoch(7)).now_or_never(), None);
         tell.send_replace(None);
         assert_eq!(leaders.successor_of(Epoch(7)).now_or_never(), None);
@@ -120,8 +190,7 @@ mod tests {
 
     #[test]
     fn a_change_that_a_successor_brought_is_still_news_for_the_next_attempt() {
-        let (tell, known) = watch::channel(None);
-        let mut leaders = Leaders::Watched(known);
+        let (Voices { leader: tell, .. }, mut leaders) = registry(None);
         assert_eq!(leaders.candidates(), []);
         assert_eq!(leaders.changed().now_or_never(), None);
         tell.send_replace(leader(3, "a:1"));
@@ -137,6 +206,24 @@ mod tests {
             format!("the leader of epoch {} at a:1", Epoch(3))
         );
         assert_eq!(leaders.changed().now_or_never(), None, "it is known");
+    }
+
+    #[test]
+    fn others_are_asked_only_while_the_registry_is_out_of_reach() {
+        let (voices, mut leaders) = registry(leader(4, "a:1"));
+        let both = vec![record("a:1"), record("b:1")];
+        voices.job_managers.send_replace(both);
+        let tried = |leaders: &mut Leaders| -> Vec<String> {
+            let candidates = leaders.candidates();
+            assert!(candidates.iter().all(|one| one.epoch == Epoch(4)));
+            candidates.iter().map(Candidate::to_string).collect()
+        };
+        let named = "the leader of epoch 4 at a:1";
+        assert_eq!(tried(&mut leaders), [named]);
+        voices.connection.send_replace(Connection::Suspended);
+        assert_eq!(tried(&mut leaders), [named, "the JobManager at b:1"]);
+        voices.connection.send_replace(Connection::Connected);
+        assert_eq!(tried(&mut leaders), [named]);
     }
 
     #[test]

@@ -34,7 +34,7 @@ pub(crate) enum LinkEvent {
     /// The leader is linked with.
     Connected(Leader),
     /// The leader says something.
-    Message(FromLeader),
+    Message(Box<FromLeader>),
     /// The leader is out of reach; the link looks for it again.
     Lost,
 }
@@ -172,7 +172,9 @@ async fn session(
             format!("epoch {successor} has succeeded it")
         }
     };
-    warn!(%address, %epoch, reason, "lost the leader; tasks go on, and the next one is looked for");
+    if reason != DRIVER_STOPS {
+        warn!(%address, %epoch, reason, "lost the leader; tasks go on, and the next one is looked for");
+    }
     Ok(())
 }
 
@@ -318,7 +320,11 @@ async fn hear(receiver: &mut ControlReceiver, events: &mpsc::Sender<LinkEvent>) 
     loop {
         match receiver.recv::<FromLeader>().await {
             Ok(Some(message)) => {
-                if events.send(LinkEvent::Message(message)).await.is_err() {
+                if events
+                    .send(LinkEvent::Message(Box::new(message)))
+                    .await
+                    .is_err()
+                {
                     return DRIVER_STOPS.to_owned();
                 }
             }

@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use tidemill_config::{Config, Coordination, ZooKeeperAcl};
 use tidemill_coordination::{
-    Access, Credentials, OpenError, Presence, Registry, TlsFiles, ZooKeeper, ZooKeeperOptions,
+    Access, Credentials, OpenError, Presence, TlsFiles, ZooKeeper, ZooKeeperOptions,
 };
 use tidemill_protocol::control::Registration;
 use tidemill_protocol::record::TaskManagerRecord;
 use tracing::warn;
 
-use crate::leaders::Leaders;
+use crate::leaders::{Leaders, Named};
 
 /// How long the registry may take to forget a TaskManager that leaves: it forgets it anyhow when the session ends.
 const WITHDRAW_TIMEOUT: Duration = Duration::from_secs(2);
@@ -43,7 +43,7 @@ pub(crate) fn announce(
         data_address: registration.data_address.clone(),
         slots: registration.slots,
     });
-    let leaders = Leaders::Watched(registry.leader());
+    let leaders = Leaders::Named(Named::of(&registry));
     let announcement = Announcement {
         presence,
         _registry: registry,

@@ -143,8 +143,8 @@ impl Subject {
 
     async fn hear(&self, epoch: u64, command: Command) {
         let epoch = Epoch(epoch);
-        self.tell(LinkEvent::Message(FromLeader { epoch, command }))
-            .await;
+        let message = Box::new(FromLeader { epoch, command });
+        self.tell(LinkEvent::Message(message)).await;
     }
 
     /// A JobManager is reached, and the TaskManager is introduced to it.

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use tidemill_coordination::KnownLeader;
+use tidemill_coordination::{Connection, KnownLeader};
 use tidemill_core::worker::Worker;
 use tidemill_protocol::control::{Command, Registration};
 use tidemill_protocol::record::JobManagerRecord;
@@ -11,7 +11,7 @@ use tidemill_transport::{Credentials, Endpoint, TransportOptions};
 use tokio::sync::{mpsc, watch};
 
 use super::leader::{TestLeader, soon};
-use crate::leaders::Leaders;
+use crate::leaders::{Leaders, Named};
 use crate::link::{Introduction, LinkEvent, LinkOptions, run};
 
 /// What a test sees of the link, in order.
@@ -81,6 +81,17 @@ fn linked(credentials: &Credentials, leaders: Leaders) -> mpsc::UnboundedReceive
     seen
 }
 
+/// A registry that is in reach.
+fn watched(leader: watch::Receiver<Option<KnownLeader>>) -> Leaders {
+    let (_, job_managers) = watch::channel(Vec::new());
+    let (_, connection) = watch::channel(Connection::Connected);
+    Leaders::Named(Named {
+        leader,
+        job_managers,
+        connection,
+    })
+}
+
 fn known(epoch: u64, leader: &TestLeader) -> Option<KnownLeader> {
     let record = JobManagerRecord {
         id: "jm".to_owned(),
@@ -106,7 +117,7 @@ async fn a_named_successor_is_linked_with_at_once_and_the_old_leader_is_heard_no
         TestLeader::start(&credentials),
     );
     let (tell, leaders) = watch::channel(None);
-    let mut seen = linked(&credentials, Leaders::Watched(leaders));
+    let mut seen = linked(&credentials, watched(leaders));
 
     tell.send_replace(known(3, &old));
     let mut with_old = old.accept(old.registering().await, 3).await;
@@ -135,7 +146,7 @@ async fn whoever_speaks_for_an_older_epoch_than_the_registry_names_is_not_linked
     let credentials = Credentials::ephemeral().expect("certificates");
     let leader = TestLeader::start(&credentials);
     let (_tell, leaders) = watch::channel(known(5, &leader));
-    let mut seen = linked(&credentials, Leaders::Watched(leaders));
+    let mut seen = linked(&credentials, watched(leaders));
     // It stood for election again at the same address, and the call reached the end of its former life.
     let stale = leader.accept(leader.registering().await, 4).await;
     assert!(!stale.is_linked());
@@ -172,7 +183,7 @@ async fn a_call_that_hangs_is_given_up_for_the_successor() {
         TestLeader::start(&credentials),
     );
     let (tell, leaders) = watch::channel(known(1, &frozen));
-    let mut seen = linked(&credentials, Leaders::Watched(leaders));
+    let mut seen = linked(&credentials, watched(leaders));
     let unanswered = frozen.registering().await;
     tell.send_replace(known(2, &new));
     let link = new.accept(new.registering().await, 2).await;
