@@ -1,5 +1,5 @@
-//! A cluster of real processes on this machine, as a user would start it: certificates, a configuration file, one
-//! JobManager, TaskManagers.
+//! A cluster of real processes on this machine, as a user would start it: certificates, a configuration file, a
+//! JobManager or several, TaskManagers.
 //!
 //! It never reaches inside a process: it knows the command line, the configuration's keys, the file in which a process
 //! says where it listens, and the REST API.
@@ -27,10 +27,17 @@ const START_LIMIT: Duration = Duration::from_secs(20);
 pub(crate) struct Cluster {
     tidemill: PathBuf,
     directory: PathBuf,
-    jobmanager: Process,
+    jobmanagers: Vec<JobManager>,
+    /// Which of them leads, as far as is known.
+    leader: usize,
     quic_address: String,
-    rest: Rest,
     taskmanagers: Vec<Process>,
+}
+
+/// A JobManager, and where its users reach it.
+struct JobManager {
+    process: Process,
+    rest: Rest,
 }
 
 impl Cluster {
@@ -41,23 +48,61 @@ impl Cluster {
         directory: &Path,
         settings: &[(&str, &str)],
     ) -> anyhow::Result<Self> {
+        Self::start_several(tidemill, directory, settings, &["jobmanager".to_owned()])
+    }
+
+    /// The same with a JobManager for each of `ids`, which `settings` must let find each other.
+    pub(crate) fn start_several(
+        tidemill: &Path,
+        directory: &Path,
+        settings: &[(&str, &str)],
+        ids: &[String],
+    ) -> anyhow::Result<Self> {
         fs::write(
             directory.join("tidemill.toml"),
             configuration(directory, settings),
         )?;
         certificates(tidemill, directory)?;
-        let data = directory.join("jobmanager");
-        let mut command = node(tidemill, directory, "jobmanager");
-        command.args(set("jobmanager.data_dir", &data.to_string_lossy()));
-        let mut jobmanager = Process::start("jobmanager", &mut command, directory)?;
-        let addresses = addresses(&mut jobmanager, &data)?;
-        Ok(Self {
+        let mut cluster = Self {
             tidemill: tidemill.to_owned(),
             directory: directory.to_owned(),
-            jobmanager,
-            quic_address: rest::text(&addresses, "quic_address")?.to_owned(),
-            rest: Rest::new(rest::text(&addresses, "rest_address")?),
+            jobmanagers: Vec::new(),
+            leader: 0,
+            quic_address: String::new(),
             taskmanagers: Vec::new(),
+        };
+        for id in ids {
+            cluster.start_jobmanager(id)?;
+        }
+        Ok(cluster)
+    }
+
+    fn start_jobmanager(&mut self, id: &str) -> anyhow::Result<()> {
+        let data = self.directory.join(id);
+        let mut command = node(&self.tidemill, &self.directory, "jobmanager");
+        command
+            .args(set("jobmanager.data_dir", &data.to_string_lossy()))
+            .args(set("jobmanager.id", id));
+        let mut process = Process::start(id, &mut command, &self.directory)?;
+        let addresses = addresses(&mut process, &data)?;
+        rest::text(&addresses, "quic_address")?.clone_into(&mut self.quic_address);
+        let rest = Rest::new(rest::text(&addresses, "rest_address")?);
+        self.jobmanagers.push(JobManager { process, rest });
+        Ok(())
+    }
+
+    /// Waits until one of the JobManagers leads, and returns how it says it is.
+    pub(crate) fn wait_for_leader(&mut self, limit: Duration) -> anyhow::Result<Value> {
+        interrupt::wait_for("a leader", limit, || {
+            self.check()?;
+            for (index, jobmanager) in self.jobmanagers.iter().enumerate() {
+                let health = jobmanager.rest.get("/health")?;
+                if health["leading"] == true {
+                    self.leader = index;
+                    return Ok(Some(health));
+                }
+            }
+            Ok(None)
         })
     }
 
@@ -80,7 +125,7 @@ impl Cluster {
         let expected = self.taskmanagers.len() as u64;
         interrupt::wait_for("the TaskManagers to register", START_LIMIT, || {
             self.check()?;
-            let health = self.rest.get("/health")?;
+            let health = self.rest().get("/health")?;
             Ok((rest::number(&health, "task_managers")? == expected).then_some(()))
         })
     }
@@ -92,7 +137,7 @@ impl Cluster {
             .arg("run")
             .arg(module)
             .args(["--detach", "--output", "json", "--jobmanager"])
-            .arg(self.rest.url())
+            .arg(self.rest().url())
             .args(arguments);
         let output = command
             .stdin(Stdio::null())
@@ -112,22 +157,43 @@ impl Cluster {
 
     /// Everything about a job.
     pub(crate) fn job(&self, id: &str) -> anyhow::Result<Value> {
-        self.rest.get(&format!("/v1/jobs/{id}"))
+        self.rest().get(&format!("/v1/jobs/{id}"))
     }
 
     /// A job's checkpoints.
     pub(crate) fn checkpoints(&self, id: &str) -> anyhow::Result<Value> {
-        self.rest.get(&format!("/v1/jobs/{id}/checkpoints"))
+        self.rest().get(&format!("/v1/jobs/{id}/checkpoints"))
     }
 
-    /// Where the REST API is.
+    /// Where the leader's REST API is.
     pub(crate) fn rest(&self) -> &Rest {
-        &self.rest
+        &self.jobmanagers[self.leader].rest
     }
 
-    /// The JobManager.
+    /// The JobManager that leads, or is alone.
     pub(crate) fn jobmanager(&self) -> &Process {
-        &self.jobmanager
+        &self.jobmanagers[self.leader].process
+    }
+
+    /// The JobManagers that were started and not killed.
+    pub(crate) fn jobmanagers(&self) -> impl Iterator<Item = &Process> {
+        self.jobmanagers
+            .iter()
+            .map(|jobmanager| &jobmanager.process)
+    }
+
+    /// The leader's name.
+    pub(crate) fn leader(&self) -> &str {
+        self.jobmanager().name()
+    }
+
+    /// Ends the JobManager that leads with SIGKILL and returns its name. There must be others.
+    pub(crate) fn kill_leader(&mut self) -> anyhow::Result<String> {
+        ensure!(self.jobmanagers.len() > 1, "there is no other JobManager");
+        let mut gone = self.jobmanagers.remove(self.leader);
+        self.leader = 0;
+        gone.process.kill()?;
+        Ok(gone.process.name().to_owned())
     }
 
     /// The TaskManagers that were started and not killed.
@@ -137,7 +203,7 @@ impl Cluster {
 
     /// All processes.
     pub(crate) fn processes(&self) -> impl Iterator<Item = &Process> {
-        self.taskmanagers.iter().chain([&self.jobmanager])
+        self.taskmanagers.iter().chain(self.jobmanagers())
     }
 
     /// Ends a TaskManager with SIGKILL.
@@ -153,7 +219,9 @@ impl Cluster {
 
     /// Fails if a process has ended that should not have.
     pub(crate) fn check(&mut self) -> anyhow::Result<()> {
-        self.jobmanager.check()?;
+        for jobmanager in &mut self.jobmanagers {
+            jobmanager.process.check()?;
+        }
         self.taskmanagers.iter_mut().try_for_each(Process::check)
     }
 }
@@ -170,9 +238,11 @@ fn configuration(directory: &Path, settings: &[(&str, &str)]) -> String {
     ];
     let mut text = String::new();
     for (key, value) in all.iter().chain(settings) {
-        let value = match value.parse::<u64>() {
-            Ok(_) => (*value).to_owned(),
-            Err(_) => Value::from(*value).to_string(),
+        // Numbers and lists are written alike in TOML; anything else is text.
+        let is_text = value.parse::<u64>().is_err() && !value.starts_with('[');
+        let value = match is_text {
+            true => Value::from(*value).to_string(),
+            false => (*value).to_owned(),
         };
         text.push_str(&format!("{key} = {value}\n"));
     }

@@ -1,8 +1,10 @@
-//! `cargo xtask demo`: a job on three TaskManagers, one of which is killed in mid-run, and a result that is exact.
+//! `cargo xtask demo`: a job on three TaskManagers, one of which is killed in mid-run, and a result that is exact; or, with
+//! `--leader`, a JobManager that is killed.
 //!
 //! It never takes a short cut: the processes, the command line, the REST API and the certificates are those of a user.
 //! It never leaves a process behind.
 
+mod leader;
 mod recording;
 mod screen;
 mod truth;
@@ -20,7 +22,7 @@ use serde_json::Value;
 use crate::cluster::Cluster;
 use crate::cluster::rest::{list, number, text};
 use crate::workspace::Workspace;
-use crate::{binary, build_wasm, interrupt};
+use crate::{binary, build_wasm, interrupt, setup};
 use screen::{Screen, Tone, counted, thousands};
 use truth::{Output, Truth};
 
@@ -48,6 +50,10 @@ const SHOW_EVERY: Duration = Duration::from_secs(1);
 /// How the demo runs.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
+    /// Kill the leader of three JobManagers instead of a TaskManager.
+    #[arg(long)]
+    leader: bool,
+
     /// Keep the directory with the output, the checkpoints and the logs.
     #[arg(long)]
     keep: bool,
@@ -59,6 +65,9 @@ pub(crate) struct Arguments {
 
 /// Builds what is needed and runs the demo.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
+    if arguments.leader {
+        setup::ensure_zookeeper()?;
+    }
     let modules = build_wasm::build(workspace, &["wordcount".to_owned()])?;
     let module = modules.first().context("no module was built")?;
     let tidemill = binary::build(workspace)?;
@@ -67,6 +76,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
     interrupt::watch();
     let directory = scratch_directory()?;
     let mut screen = Screen::new();
+    let play = if arguments.leader { leader::play } else { play };
     let result = play(&mut screen, &tidemill, module, &input, &directory);
     match result {
         Ok(()) if arguments.keep => println!("kept: {}", directory.display()),
@@ -80,7 +90,11 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
         }
     }
     if let Some(path) = &arguments.record {
-        let svg = recording::svg("cargo xtask demo", screen.shown());
+        let command = match arguments.leader {
+            true => "cargo xtask demo --leader",
+            false => "cargo xtask demo",
+        };
+        let svg = recording::svg(command, screen.shown());
         fs::write(path, svg).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())

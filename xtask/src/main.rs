@@ -12,6 +12,7 @@ mod demo;
 mod interrupt;
 mod lint;
 mod setup;
+mod sim;
 mod test;
 mod tidy;
 mod tools;
@@ -41,7 +42,9 @@ enum Verb {
     Demo(demo::Arguments),
     /// Measure throughput, processor time and memory, also against another system's harness.
     Bench(bench::Arguments),
-    /// Run every test: set-up, example jobs, the binary, doctests, then all tests.
+    /// Run clusters in a simulated world, one for each seed. The exit code is the simulator's.
+    Sim(sim::Arguments),
+    /// Run every test: set-up, example jobs, the binary, doctests, simulations, then all tests.
     Test(test::Arguments),
     /// Check format, lints, documentation, licences, and this project's own rules.
     Lint,
@@ -53,7 +56,7 @@ enum Verb {
 
 fn main() -> ExitCode {
     match run(Arguments::parse().verb) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(code) => code,
         Err(error) => {
             eprintln!("error: {error:#}");
             ExitCode::FAILURE
@@ -61,9 +64,10 @@ fn main() -> ExitCode {
     }
 }
 
-fn run(verb: Verb) -> anyhow::Result<()> {
+fn run(verb: Verb) -> anyhow::Result<ExitCode> {
     let workspace = Workspace::find()?;
-    match verb {
+    let done = match verb {
+        Verb::Sim(arguments) => return sim::run(&workspace, &arguments),
         Verb::Setup => setup::run(&workspace),
         Verb::BuildWasm(arguments) => build_wasm::run(&workspace, &arguments),
         Verb::Demo(arguments) => demo::run(&workspace, &arguments),
@@ -72,5 +76,6 @@ fn run(verb: Verb) -> anyhow::Result<()> {
         Verb::Lint => lint::run(&workspace),
         Verb::CheckDependencies => check_dependencies::run(&workspace),
         Verb::Tidy => tidy::run(&workspace),
-    }
+    };
+    done.map(|()| ExitCode::SUCCESS)
 }

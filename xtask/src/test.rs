@@ -7,7 +7,7 @@
 use anyhow::Context;
 
 use crate::workspace::{self, Workspace};
-use crate::{build_wasm, setup, tools};
+use crate::{build_wasm, setup, sim, tools};
 
 /// The path of the `tidemill` binary, for the tests.
 const BINARY_VARIABLE: &str = "TIDEMILL_BIN";
@@ -18,12 +18,12 @@ const MODULES_VARIABLE: &str = "TIDEMILL_WASM_DIR";
 /// What to run.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Further arguments of `cargo nextest run`, such as a filter; doctests are left out then.
+    /// Further arguments of `cargo nextest run`, such as a filter; doctests and simulations are left out then.
     #[arg(trailing_var_arg = true, allow_hyphen_values = true)]
     arguments: Vec<String>,
 }
 
-/// Builds, then runs doctests, then all other tests.
+/// Builds, then runs doctests, then simulations, then all other tests.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
     tools::ensure(workspace, "nextest", "cargo-nextest")?;
     setup::ensure_zookeeper()?;
@@ -39,6 +39,7 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
 
     if arguments.arguments.is_empty() {
         workspace::run(&mut workspace.cargo(["test", "--workspace", "--doc", "--quiet"]))?;
+        sim::check(workspace)?;
     }
     let mut command = workspace.cargo(["nextest", "run", "--workspace"]);
     command
