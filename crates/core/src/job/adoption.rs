@@ -93,6 +93,9 @@ impl Job {
             ..
         } = running;
         let found = Found::of(state);
+        if self.knows_last_checkpoint() && self.is_outdated(task, attempt) {
+            return self.stop(from, attempt, task);
+        }
         if let Some(known) = self.reports.get(&task) {
             let elsewhere = known.from != *from && known.found.lives();
             if known.attempt > attempt || (known.attempt == attempt && elsewhere) {
@@ -163,7 +166,7 @@ impl Job {
         let newest = attempts.last().copied();
         let whole = attempts.len() == 1 || mutation::is(Mutation::MixedAttemptsAdopted);
         match newest.filter(|_| whole) {
-            Some(attempt) if !self.is_outdated(region, attempt) => {
+            Some(attempt) if !tasks.iter().any(|task| self.is_outdated(*task, attempt)) => {
                 self.adopt(now, region, attempt);
             }
             Some(_) => self.drop_outdated(region),
@@ -191,15 +194,23 @@ impl Job {
         }
     }
 
-    /// Whether the last checkpoint was made by a later attempt than this.
-    fn is_outdated(&self, region: usize, attempt: AttemptId) -> bool {
-        if mutation::is(Mutation::OutdatedAttemptAdopted) {
+    /// Whether the last checkpoint is none of this attempt's, neither made by it nor the one that it went back to: then
+    /// it was replaced, or never was what its leader took it for, and what it goes on from is not what is committed.
+    ///
+    /// What an attempt went back to need not be asked. A leader deploys from its last checkpoint, and whatever it publishes
+    /// afterwards is made by that attempt or a later one. So an attempt that did not make the last checkpoint went back
+    /// to it, or is older than the one that made it, or is of a leader before the one that published it.
+    fn is_outdated(&self, task: TaskId, attempt: AttemptId) -> bool {
+        let Some(last) = self.coordinator.last().map(|last| last.checkpoint) else {
             return false;
-        }
-        let last = self.coordinator.last();
-        let metadata = last.and_then(|last| self.coordinator.metadata(last.checkpoint));
+        };
+        let metadata = self.coordinator.metadata(last);
         let mut parts = metadata.iter().flat_map(|metadata| &metadata.tasks);
-        parts.any(|part| self.region_of(part.task) == Some(region) && part.attempt > attempt)
+        let part = parts.find(|part| part.task == task);
+        let other = part.filter(|part| part.attempt != attempt);
+        let replaced =
+            other.is_some_and(|part| part.attempt > attempt || attempt.epoch < last.epoch);
+        replaced && !mutation::is(Mutation::OutdatedAttemptAdopted)
     }
 
     /// What was found of a region had been replaced before: it is stopped, and its successor may still be reported.

@@ -124,6 +124,43 @@ fn an_attempt_is_adopted_when_its_successor_has_committed_nothing() {
 }
 
 #[test]
+fn an_attempt_that_never_came_into_its_own_is_not_adopted_by_the_leader_after_next() {
+    let mut cluster = checkpointed();
+    cluster.behaviour.captures_stall = true;
+    isolate_both(&mut cluster);
+    cluster.join("c", 2);
+    cluster.join("d", 2);
+    cluster.seconds(1);
+    assert_eq!(cluster.attempts(JOB), [attempt(1, 1), attempt(1, 2)].into());
+
+    // The next leader meets only those who were cut off, and publishes what they go on to do.
+    cluster.restart_jobmanager();
+    meet(&mut cluster, &["a", "b"]);
+    cluster.behaviour.captures_stall = false;
+    goes_on_as(&mut cluster, attempt(1, 1));
+
+    cluster.restart_jobmanager();
+    meet(&mut cluster, &["c", "d"]);
+    assert_eq!(
+        cluster.phase(JOB),
+        Phase::Adopting,
+        "though 1.2 is the later"
+    );
+    assert_eq!(cluster.attempts(JOB), [attempt(1, 1)].into());
+    meet(&mut cluster, &["a", "b"]);
+    goes_on(&mut cluster, attempt(1, 1));
+}
+
+/// The leader means this attempt, whatever else runs unseen.
+fn goes_on_as(cluster: &mut Cluster, expected: AttemptId) {
+    let current = cluster.job(JOB).attempt(TaskId::new(0, 0));
+    assert_eq!(current, Some(expected));
+    let before = cluster.completed(JOB);
+    cluster.seconds(3);
+    assert!(cluster.completed(JOB) > before, "checkpoints go on");
+}
+
+#[test]
 fn a_region_that_was_deployed_only_partly_starts_again_at_once() {
     let mut cluster = checkpointed();
     // The region fails; the word of it, and of its next attempt, reaches one TaskManager only.
