@@ -22,6 +22,7 @@ mod take_over;
 #[cfg(test)]
 mod tests;
 pub mod views;
+mod vigil;
 
 pub use handle::{
     CancelError, ClusterHandle, LogQuery, QueryError, SubmitError, SubmitOptions, Unavailable,

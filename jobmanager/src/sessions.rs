@@ -1,4 +1,4 @@
-//! Sessions with TaskManagers: accepts their control connections, binds each to its idle TCP connection, passes messages
+//! Sessions with TaskManagers, and with JobManagers that stand by: accepts their control connections, binds each to its idle TCP connection, passes messages
 //! both ways, and says at once when either is gone. It also serves modules to whoever asks by hash.
 //!
 //! It never judges a registration and never interprets a message: the driver answers and hears.
@@ -10,13 +10,14 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidemill_core::membership::ConnectionId;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
+use tidemill_protocol::record::JobManagerRecord;
 use tidemill_protocol::{Epoch, ModuleHash};
 use tidemill_transport::{
     ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming,
     Liveness, LivenessListener,
 };
 use tokio::sync::{mpsc, oneshot};
-use tracing::{info, warn};
+use tracing::{debug, info, warn};
 
 /// How long a connection may take to say who it is, and then to open its liveness connection.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
@@ -119,7 +120,7 @@ async fn session(
         Ok(end) => end,
         Err(reason) => (reason, None),
     };
-    info!(%peer, reason, "a TaskManager's session has ended");
+    info!(%peer, reason, "a session has ended");
     talk.handle.close(&reason);
     if let Some(mut liveness) = watch
         && let Ok(loss) = tokio::time::timeout(AFTERWATCH, liveness.lost()).await
@@ -157,6 +158,7 @@ impl Talk {
         let first = tokio::time::timeout(GREETING_TIMEOUT, self.receiver.recv::<ToLeader>()).await;
         let registration = match first.map_err(|_| "it did not register in time".to_owned())? {
             Ok(Some(ToLeader::Register(registration))) => registration,
+            Ok(Some(ToLeader::Follow(record))) => return Err(self.follow(record, liveness).await),
             Ok(Some(_)) => return Err("its first message was not a registration".to_owned()),
             Ok(None) => return Err("it closed the connection before it registered".to_owned()),
             Err(error) => return Err(error.to_string()),
@@ -218,6 +220,31 @@ impl Talk {
                     }
                 })
             }
+        }
+    }
+
+    /// A JobManager that stands by sees this process's end by its liveness connection, which stays open until one of both
+    /// ends. Nobody else needs to know; says why it ended.
+    async fn follow(&mut self, record: JobManagerRecord, liveness: &LivenessListener) -> String {
+        let ticket = liveness.issue();
+        let answer = FromLeader {
+            // Whether this process leads does not matter: what is watched is the process.
+            epoch: Epoch(0),
+            command: Command::Registered {
+                liveness_token: ticket.token(),
+                liveness_port: liveness.local_address().port(),
+                report_interval_ms: 0,
+            },
+        };
+        if let Err(error) = self.sender.send(&answer).await {
+            return error.to_string();
+        }
+        match ticket.connected(GREETING_TIMEOUT).await {
+            Ok(mut connected) => {
+                debug!(follower = record.id, "a JobManager watches this process");
+                connected.lost().await.to_string()
+            }
+            Err(error) => error.to_string(),
         }
     }
 

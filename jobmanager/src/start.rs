@@ -32,7 +32,7 @@ use crate::roles::{Process, Roles};
 use crate::sessions::{self, FindModule};
 use crate::standing::Standing;
 use crate::take_over::LoadError;
-use crate::{error_chain, rest};
+use crate::{error_chain, rest, vigil};
 
 /// Threads for control, apart from those that check submissions.
 const RUNTIME_THREADS: usize = 2;
@@ -43,8 +43,11 @@ const REQUESTS_MAX: usize = 256;
 /// Messages of TaskManagers that may wait for the driver; beyond that their streams' flow control holds them back.
 const SESSION_EVENTS_MAX: usize = 4096;
 
-/// How long requests under way, and the last words to TaskManagers, may hold up the end of the process.
+/// How long requests under way may hold up the end of the process.
 const CLOSING_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How long the last words to TaskManagers may.
+const FAREWELL_TIMEOUT: Duration = Duration::from_millis(500);
 
 /// Why a JobManager did not start.
 #[derive(Debug, thiserror::Error)]
@@ -374,6 +377,11 @@ fn run(
         find_module(process.store.clone()),
         sessions_in,
     ));
+    if config.cluster.coordination == Coordination::ZooKeeper {
+        let (registry, me) = (Arc::clone(&process.registry), process.record.clone());
+        let vigil = vigil::keep(endpoint.clone(), registry, me);
+        tokio::spawn(stop.clone().run_until_cancelled_owned(vigil));
+    }
     let connection = *process.registry.connection().borrow();
     let standing = Standing::beginning(
         process.record.clone(),
@@ -420,6 +428,8 @@ fn spawn(
         driver.run().await;
         stop.cancel();
         endpoint.close("this JobManager has stopped");
+        // Whoever is not told sees it by his liveness connection.
+        let _ = tokio::time::timeout(FAREWELL_TIMEOUT, endpoint.wait_closed()).await;
         match tokio::time::timeout(CLOSING_TIMEOUT, serving).await {
             Ok(Ok(Err(error))) => error!("the REST API ended: {error}"),
             Ok(_) => {}

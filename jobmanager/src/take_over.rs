@@ -59,7 +59,6 @@ pub(crate) async fn load(
     patient: bool,
 ) -> Result<Loaded, LoadError> {
     let (begun, mut pause) = (Instant::now(), RETRY_MIN);
-    let _lock = lock(registry.as_ref()).await;
     let mut again = async |error: LoadError| {
         if !patient || begun.elapsed() > GIVE_UP {
             return Err(error);
@@ -69,12 +68,16 @@ pub(crate) async fn load(
         pause = (pause * 2).min(RETRY_MAX);
         Ok(())
     };
-    let (mut waiting, list) = loop {
-        match records(registry.as_ref()).await {
-            Ok(records) => break records,
-            Err(error) => again(error).await?,
+    let listing = async {
+        loop {
+            match records(registry.as_ref()).await {
+                Ok(records) => return Ok(records),
+                Err(error) => again(error).await?,
+            }
         }
     };
+    let (_lock, listed) = tokio::join!(lock(registry.as_ref()), listing);
+    let (mut waiting, list) = listed?;
     let (load_begun, mut jobs) = (Instant::now(), Vec::new());
     loop {
         let mut loading = JoinSet::new();

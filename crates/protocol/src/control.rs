@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::codec::Versioned;
 use crate::manifest::ObjectRef;
+use crate::record::JobManagerRecord;
 use crate::{
     AttemptId, CheckpointId, Epoch, ExecutionGraph, Incarnation, JobId, ModuleHash, TaskId,
     TaskManagerId,
@@ -212,6 +213,9 @@ pub enum ToLeader {
         /// In order of their numbers.
         lines: Vec<LogLine>,
     },
+    /// The first message of a JobManager that stands by and wants to see at once when the leader's process ends. Answered
+    /// by [`Command::Registered`], for its liveness connection alone: nothing else is said.
+    Follow(JobManagerRecord),
 }
 
 impl Versioned for ToLeader {

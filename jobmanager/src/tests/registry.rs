@@ -147,6 +147,11 @@ impl Registry for TroubledRegistry {
         })
     }
 
+    fn depose(&self, leader: &KnownLeader) -> Answer<'_, (), WriteError> {
+        self.note("depose");
+        self.embedded.depose(leader)
+    }
+
     fn jobs(&self) -> Answer<'_, Vec<Result<JobRecord, DamagedJob>>, ReadError> {
         self.note("jobs");
         let mut unreadable = self.unreadable.lock().expect("no test panics here");
