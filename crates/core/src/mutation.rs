@@ -1,5 +1,5 @@
 //! Faults that can be put into the machines, to prove that whoever checks them would notice. Without the feature
-//! `mutations` none can: [`is`] is the constant `false` and [`set`] does not exist. With it, the machines are right until
+//! `mutations` none can: [`is`] is the constant `false` and there is no `set`. With it, the machines are right until
 //! a fault is set.
 //!
 //! | Mutation | What is broken | What keeps it right otherwise |
