@@ -56,7 +56,7 @@ pub(crate) enum Event {
     /// An answer of ZooKeeper's reaches its client.
     AnswerArrives { node: Node, generation: u64, id: u64, outcome: Box<Outcome> },
     /// A watch tells a client who is there.
-    WatchFires { node: Node, generation: u64, snapshot: Snapshot },
+    WatchFires { node: Node, generation: u64 },
     /// ZooKeeper looks for sessions that have expired.
     SessionTick,
     /// A request reaches the store.
@@ -89,7 +89,7 @@ pub(crate) enum Input {
     /// Its session is to be kept, or a new one to be made.
     SessionTick,
     /// An answer of ZooKeeper's.
-    Registry { purpose: Purpose, outcome: Box<Outcome> },
+    Registry { operation: Box<Operation>, purpose: Purpose, outcome: Box<Outcome> },
     /// Who is there.
     Watch { snapshot: Snapshot },
     /// The store answers.
@@ -108,6 +108,8 @@ pub(crate) enum Input {
     SourceDue { task: TaskKey },
     /// A channel of a task has room again.
     Room { task: TaskKey },
+    /// What is not known to have been heard is said again.
+    Repeat,
     /// User code fails.
     TaskPanics { task: TaskKey },
     /// It is asked to end.

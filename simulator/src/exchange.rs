@@ -3,8 +3,7 @@
 
 use std::collections::VecDeque;
 
-use tidemill_protocol::control::ToLeader;
-use tidemill_protocol::{AttemptId, ChannelId, JobId, TaskId, TaskManagerId};
+use tidemill_protocol::{AttemptId, ChannelId, JobId, TaskId};
 
 use crate::connection::Kind;
 use crate::event::{Event, Input, Side};
@@ -199,14 +198,12 @@ impl World {
         let known = self.broken_attempts.entry(connection).or_default();
         known.extend(attempts.iter().copied());
         let attempts = known.clone();
-        let peer = TaskManagerId(peer.to_string());
-        for (job, attempt) in attempts {
-            let running = &self.task_managers[node.worker()].tasks;
-            if running.values().any(|task| (task.key.job, task.key.attempt) == (job, attempt)) {
-                self.log(|| format!("{node}: a channel of attempt {attempt} to {peer} broke"));
-                let (peer, reason) = (peer.clone(), "the connection is over".to_owned());
-                self.say(node, ToLeader::ChannelBroken { job, attempt, peer, reason });
-            }
+        let task_manager = &mut self.task_managers[node.worker()];
+        let is_first = task_manager.broken.is_empty();
+        task_manager.broken.extend(attempts.iter().map(|(job, attempt)| (*job, *attempt, peer)));
+        self.log(|| format!("{node}: channels of {} attempts to {peer} are broken", attempts.len()));
+        if is_first {
+            self.repeat_broken(node);
         }
     }
 }

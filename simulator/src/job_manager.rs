@@ -34,7 +34,7 @@ pub(crate) struct JobManager {
     /// Control connections that were let in.
     pub(crate) connections: BTreeSet<u64>,
     /// Who submitted what.
-    pub(crate) submitters: BTreeMap<JobId, (usize, u64)>,
+    pub(crate) submitters: BTreeMap<JobId, Vec<(usize, u64)>>,
     pub(crate) cancellers: BTreeMap<JobId, Vec<(usize, u64)>>,
     /// Clean-ups of each job, the first of which is under way.
     pub(crate) clean_ups: BTreeMap<JobId, VecDeque<StoreRequest>>,
@@ -101,7 +101,9 @@ impl World {
             }
             Input::SessionTick => self.keep_session(node),
             Input::Watch { snapshot } => self.watched(node, snapshot),
-            Input::Registry { purpose, outcome } => self.registry_answers(node, purpose, *outcome),
+            Input::Registry { operation, purpose, outcome } => {
+                self.registry_answers(node, *operation, purpose, *outcome);
+            }
             Input::Store { answer } => self.store_answers(node, *answer),
             Input::Submit { user, turn, job } => self.submitted(node, user, turn, job),
             Input::Cancel { user, turn, job } => self.cancel_asked(node, user, turn, job),
@@ -234,7 +236,7 @@ impl World {
         for connection in std::mem::take(&mut self.job_managers[node.0].connections) {
             self.close(connection, Side::Acceptor);
         }
-        let waiting = submitters.into_values().chain(cancellers.into_values().flatten());
+        let waiting = submitters.into_values().chain(cancellers.into_values()).flatten();
         for (user, turn) in waiting.collect::<Vec<_>>() {
             self.answer_user(user, turn, Answer::NotLeading(None));
         }
@@ -282,7 +284,7 @@ impl World {
         }
     }
 
-    fn registry_answers(&mut self, node: Node, purpose: Purpose, outcome: Outcome) {
+    fn registry_answers(&mut self, node: Node, operation: Operation, purpose: Purpose, outcome: Outcome) {
         let succeeded = matches!(outcome, Outcome::Done);
         match purpose {
             // Whether the node was made is seen by the watch; without a session it is made again with the next.
@@ -311,7 +313,7 @@ impl World {
                 }
             }
             Purpose::TakeOver { epoch } => self.jobs_read(node, epoch, outcome),
-            _ => self.written(node, purpose, outcome),
+            _ => self.written(node, operation, purpose, &outcome),
         }
     }
 

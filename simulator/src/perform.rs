@@ -117,7 +117,8 @@ impl World {
     }
 
     fn answer_submitter(&mut self, node: Node, job: JobId, stored: bool) {
-        if let Some((user, turn)) = self.job_managers[node.0].submitters.remove(&job) {
+        let waiting = self.job_managers[node.0].submitters.remove(&job);
+        for (user, turn) in waiting.unwrap_or_default() {
             let answer = if stored { Answer::Stored(job) } else { Answer::Rejected };
             self.answer_user(user, turn, answer);
         }
@@ -145,12 +146,20 @@ impl World {
         if !succeeded {
             return self.answer_user(user, turn, Answer::Rejected);
         }
-        if self.job_managers[node.0].leads().is_none() {
+        let Some(leader) = &self.job_managers[node.0].leader else {
             return self.redirect(node, user, turn);
+        };
+        if leader.job(job).is_some() {
+            // It was carried out when it was sent before, to this leader or an earlier one.
+            return self.answer_user(user, turn, Answer::Stored(job));
         }
+        let is_being_stored = leader.submissions().any(|(record, _)| record.id == job);
         let Some(spec) = self.users.spec(job) else { return };
         let record = spec.record(job, self.now_us / MILLISECOND);
-        self.job_managers[node.0].submitters.insert(job, (user, turn));
+        self.job_managers[node.0].submitters.entry(job).or_default().push((user, turn));
+        if is_being_stored {
+            return;
+        }
         self.tell_leader(node, leader::Event::JobSubmitted { record, graph: spec.graph() });
     }
 
@@ -166,7 +175,7 @@ impl World {
     }
 
     /// What came of a write or a read of the registry.
-    pub(crate) fn written(&mut self, node: Node, purpose: Purpose, outcome: Outcome) {
+    pub(crate) fn written(&mut self, node: Node, operation: Operation, purpose: Purpose, outcome: &Outcome) {
         let (epoch, job) = match purpose {
             Purpose::StoreRecord { epoch, job }
             | Purpose::Publish { epoch, job, .. }
@@ -176,13 +185,21 @@ impl World {
             _ => return,
         };
         if matches!(outcome, Outcome::Fenced) {
-            self.tell_leadership(node, Told::Fenced { epoch });
+            return self.tell_leadership(node, Told::Fenced { epoch });
         }
         if self.job_managers[node.0].leads() != Some(epoch) {
             return;
         }
         let reason = || format!("{outcome:?}");
-        let result = match (purpose, &outcome) {
+        let is_submitted = self.job_managers[node.0].submitters.contains_key(&job);
+        let result = match (purpose, outcome) {
+            // A record is written until it is certain that it is there, or that a submission is not. What was certainly
+            // not written waits for the registry.
+            (Purpose::StoreRecord { .. }, Outcome::Unknown) => return self.ask(node, operation, purpose),
+            (Purpose::StoreRecord { .. }, Outcome::Failed) if !is_submitted => {
+                return self.ask(node, operation, purpose);
+            }
+            (Purpose::Publish { .. }, Outcome::Failed) => return self.ask(node, operation, purpose),
             (Purpose::StoreRecord { .. }, Outcome::Done) => job::Event::RecordStored,
             (Purpose::StoreRecord { .. }, _) => job::Event::RecordFailed { reason: reason() },
             (Purpose::Publish { checkpoint, .. }, outcome) => job::Event::Checkpoint(match outcome {

@@ -9,6 +9,9 @@ use crate::time::MILLISECOND;
 use crate::world::World;
 use crate::zookeeper::{Operation, Outcome, Purpose, Snapshot};
 
+/// What does not get through is sent again after this time.
+pub(crate) const AGAIN_US: u64 = 20 * MILLISECOND;
+
 /// How a client is connected.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum State {
@@ -29,11 +32,13 @@ pub(crate) struct Client {
     pub(crate) generation: u64,
     heard_us: u64,
     last_id: u64,
+    /// The last request of this connection that reached the ensemble.
+    pub(crate) served: u64,
     last_request_us: u64,
     pub(crate) last_answer_us: u64,
     pub(crate) last_watch_us: u64,
     /// Sent and not answered.
-    pending: VecDeque<(u64, bool, Purpose)>,
+    pending: VecDeque<(u64, Operation, Purpose)>,
     /// To be sent when there is a connection.
     waiting: VecDeque<(Operation, Purpose)>,
     /// What the last watch said.
@@ -66,34 +71,41 @@ impl World {
         let delay_us = self.network.delay_us(&mut self.random);
         let client = &mut self.zookeeper.clients[node.0];
         client.last_id += 1;
-        client.pending.push_back((client.last_id, is_read(&operation), purpose));
+        client.pending.push_back((client.last_id, operation.clone(), purpose));
         client.last_request_us = client.last_request_us.max(self.now_us + delay_us);
         let (at_us, id, generation) = (client.last_request_us, client.last_id, client.generation);
         let operation = Box::new(operation);
         self.schedule(at_us, Event::RequestArrives { node, generation, id, operation });
     }
 
+    /// An answer arrives, after those before it. What is cut off for a while is sent again.
     pub(crate) fn answer_arrives(&mut self, node: Node, generation: u64, id: u64, outcome: Box<Outcome>) {
-        if !self.network.passes(ZOOKEEPER, node) {
+        let now_us = self.now_us;
+        let passes = self.network.passes(ZOOKEEPER, node);
+        let client = &mut self.zookeeper.clients[node.0];
+        if client.generation != generation || !client.is_connected() {
             return;
         }
-        let now_us = self.now_us;
-        let client = &mut self.zookeeper.clients[node.0];
-        if client.generation != generation {
-            return;
+        if !passes || client.pending.front().is_some_and(|(first, ..)| *first < id) {
+            return self.after(AGAIN_US, Event::AnswerArrives { node, generation, id, outcome });
         }
         client.heard_us = now_us;
-        let Some(place) = client.pending.iter().position(|(of, ..)| *of == id) else { return };
-        if let Some((_, _, purpose)) = client.pending.remove(place) {
-            self.happen_to(node, Input::Registry { purpose, outcome });
+        if let Some((_, operation, purpose)) = client.pending.pop_front() {
+            self.happen_to(node, Input::Registry { operation: Box::new(operation), purpose, outcome });
         }
     }
 
-    pub(crate) fn watch_fires(&mut self, node: Node, generation: u64, snapshot: Snapshot) {
+    /// A watch has fired: who is there is read again.
+    pub(crate) fn watch_fires(&mut self, node: Node, generation: u64) {
         let client = &self.zookeeper.clients[node.0];
-        if client.generation == generation && self.network.passes(ZOOKEEPER, node) {
-            self.happen_to(node, Input::Watch { snapshot });
+        if client.generation != generation || !client.is_connected() {
+            return;
         }
+        if !self.zookeeper.is_up || !self.network.round_trips(node, ZOOKEEPER) {
+            return self.after(AGAIN_US, Event::WatchFires { node, generation });
+        }
+        let snapshot = self.zookeeper.snapshot();
+        self.happen_to(node, Input::Watch { snapshot });
     }
 
     fn happen_to(&mut self, node: Node, input: Input) {
@@ -155,14 +167,14 @@ impl World {
         client.heard_us = now_us;
         (client.last_request_us, client.last_answer_us, client.last_watch_us) = (now_us, now_us, now_us);
         let generation = client.generation;
+        client.served = client.last_id;
         let waiting = std::mem::take(&mut client.waiting);
         for (operation, purpose) in waiting {
             self.ask(node, operation, purpose);
         }
         // Watches are set again, which reads what there is.
         let delay_us = self.network.delay_us(&mut self.random);
-        let snapshot = self.zookeeper.snapshot();
-        self.after(delay_us, Event::WatchFires { node, generation, snapshot });
+        self.after(delay_us, Event::WatchFires { node, generation });
     }
 
     /// The connection breaks: whatever was asked may have happened.
@@ -178,11 +190,16 @@ impl World {
 
     fn forget_pending(&mut self, node: Node) {
         let pending = std::mem::take(&mut self.zookeeper.clients[node.0].pending);
-        for (_, is_read, purpose) in pending {
-            let outcome = Box::new(if is_read { Outcome::Failed } else { Outcome::Unknown });
-            let life = self.processes[node.0].life;
-            self.after(0, Event::Process { node, life, input: Input::Registry { purpose, outcome } });
+        for (_, operation, purpose) in pending {
+            let outcome = if is_read(&operation) { Outcome::Failed } else { Outcome::Unknown };
+            self.tell_outcome(node, operation, purpose, outcome);
         }
+    }
+
+    fn tell_outcome(&mut self, node: Node, operation: Operation, purpose: Purpose, outcome: Outcome) {
+        let (operation, outcome) = (Box::new(operation), Box::new(outcome));
+        let life = self.processes[node.0].life;
+        self.after(0, Event::Process { node, life, input: Input::Registry { operation, purpose, outcome } });
     }
 
     /// The session is gone for certain, with every node that it had made.
@@ -195,10 +212,8 @@ impl World {
         client.session = None;
         client.generation += 1;
         let waiting = std::mem::take(&mut client.waiting);
-        for (_, purpose) in waiting {
-            let outcome = Box::new(Outcome::Failed);
-            let life = self.processes[node.0].life;
-            self.after(0, Event::Process { node, life, input: Input::Registry { purpose, outcome } });
+        for (operation, purpose) in waiting {
+            self.tell_outcome(node, operation, purpose, Outcome::Failed);
         }
         if node.is_job_manager() {
             self.job_manager_lost_session(node);

@@ -61,6 +61,8 @@ pub(crate) struct TaskManager {
     pub(crate) incoming: BTreeMap<Header, Incoming>,
     pub(crate) retired: BTreeSet<(JobId, AttemptId)>,
     draining: bool,
+    /// Broken channels of attempts that run here: said again and again, since a leader may not have heard.
+    pub(crate) broken: BTreeSet<(JobId, AttemptId, Node)>,
 }
 
 impl World {
@@ -100,6 +102,7 @@ impl World {
                 Some(failure) => self.preparation_failed(node, task, failure),
             },
             Input::SourceDue { task } | Input::Room { task } => self.run_task(node, task),
+            Input::Repeat => self.repeat_broken(node),
             Input::TaskPanics { task } => {
                 self.task_fails(node, task, Blame::Job, "it panicked at record 1000");
             }
@@ -130,6 +133,25 @@ impl World {
         if let Some(connection) = link.connection.filter(|_| speaks) {
             self.send(connection, Side::Opener, Message::ToLeader(message));
         }
+    }
+
+    /// Says which channels of running attempts are broken, and that again after a while.
+    pub(crate) fn repeat_broken(&mut self, node: Node) {
+        let task_manager = &mut self.task_managers[node.worker()];
+        let tasks = &task_manager.tasks;
+        task_manager.broken.retain(|(job, attempt, _)| {
+            tasks.values().any(|task| (task.key.job, task.key.attempt) == (*job, *attempt))
+        });
+        let broken: Vec<_> = task_manager.broken.iter().copied().collect();
+        if broken.is_empty() {
+            return;
+        }
+        for (job, attempt, peer) in broken {
+            let (peer, reason) = (TaskManagerId(peer.to_string()), "the connection is over".to_owned());
+            self.say(node, ToLeader::ChannelBroken { job, attempt, peer, reason });
+        }
+        let life = self.processes[node.0].life;
+        self.after(SECOND, Event::Process { node, life, input: Input::Repeat });
     }
 
     fn link_waits(&mut self, node: Node, wait_us: u64) {

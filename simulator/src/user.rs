@@ -41,7 +41,8 @@ enum State {
 
 #[derive(Debug)]
 struct User {
-    spec: Rc<JobSpec>,
+    /// Chosen by himself, so that to submit it again is to submit it once.
+    job: JobId,
     state: State,
     /// Counts what he does: answers to what was before are not waited for any more.
     turn: u64,
@@ -78,8 +79,13 @@ impl World {
     pub(crate) fn add_user(&mut self, spec: JobSpec, after_us: u64, cancels_after_us: Option<u64>) -> usize {
         let asks = Node(self.random.below(JOB_MANAGERS as u64) as usize);
         let spec = Rc::new(spec);
-        self.users.users.push(User { spec, state: State::Submitting, turn: 0, asks, cancels_after_us });
-        let user = self.users.users.len() - 1;
+        let user = self.users.users.len();
+        let mut id = [0; 16];
+        id[..2].copy_from_slice(&(user as u16 + 1).to_be_bytes());
+        let job = JobId(id);
+        self.checkers.submitted(job, &spec);
+        self.users.specs.insert(job, spec);
+        self.users.users.push(User { job, state: State::Submitting, turn: 0, asks, cancels_after_us });
         self.after(after_us, Event::User { user, turn: 0 });
         user
     }
@@ -94,14 +100,8 @@ impl World {
         let (turn, asks, state) = (one.turn, one.asks, one.state);
         let input = match state {
             State::Submitting => {
-                let number = self.users.specs.len() as u16 + 1;
-                let mut id = [0; 16];
-                id[..2].copy_from_slice(&number.to_be_bytes());
-                let job = JobId(id);
-                let spec = Rc::clone(&self.users.users[user].spec);
-                self.checkers.submitted(job, &spec);
-                self.users.specs.insert(job, spec);
-                self.log(|| format!("user {user}: submits job {number} to {asks}"));
+                let job = self.users.users[user].job;
+                self.log(|| format!("user {user}: submits job {} to {asks}", short(job)));
                 Input::Submit { user, turn, job }
             }
             State::Acknowledged(job) | State::Cancelling(job) => {

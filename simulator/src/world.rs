@@ -264,7 +264,7 @@ impl World {
             Event::AnswerArrives { node, generation, id, outcome } => {
                 self.answer_arrives(node, generation, id, outcome);
             }
-            Event::WatchFires { node, generation, snapshot } => self.watch_fires(node, generation, snapshot),
+            Event::WatchFires { node, generation } => self.watch_fires(node, generation),
             Event::SessionTick => self.expire_sessions(),
             Event::StoreRequestArrives { node, life, request } => {
                 self.store_request_arrives(node, life, *request);

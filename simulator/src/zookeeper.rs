@@ -9,7 +9,7 @@ use tidemill_protocol::{CheckpointId, Epoch, JobId};
 
 use crate::event::Event;
 use crate::node::{Node, ZOOKEEPER};
-use crate::registry_client::Client;
+use crate::registry_client::{AGAIN_US, Client};
 use crate::time::MILLISECOND;
 use crate::world::World;
 
@@ -220,19 +220,23 @@ impl World {
             if client.is_connected() {
                 client.last_watch_us = client.last_watch_us.max(at_us);
                 let (at_us, generation) = (client.last_watch_us, client.generation);
-                self.schedule(at_us, Event::WatchFires { node: Node(index), generation, snapshot });
+                self.schedule(at_us, Event::WatchFires { node: Node(index), generation });
             }
         }
     }
 
     /// A request reaches the ensemble, unless its connection is gone.
     pub(crate) fn request_arrives(&mut self, node: Node, generation: u64, id: u64, operation: Operation) {
-        let client = &self.zookeeper.clients[node.0];
         let reaches = self.zookeeper.is_up && self.network.passes(node, ZOOKEEPER);
-        if !reaches || client.generation != generation {
-            return;
+        let client = &mut self.zookeeper.clients[node.0];
+        let Some(session) = client.session.filter(|_| client.generation == generation) else { return };
+        if !reaches || client.served + 1 != id {
+            // What was sent before comes first. A client that is told meanwhile that its connection is suspended sends
+            // nothing again, but this may still arrive.
+            let operation = Box::new(operation);
+            return self.after(AGAIN_US, Event::RequestArrives { node, generation, id, operation });
         }
-        let Some(session) = client.session else { return };
+        client.served = id;
         // Whose session has expired learns it when it pings next.
         if !self.zookeeper.touch(session, self.now_us) {
             return;
