@@ -1,8 +1,11 @@
 //! `cargo bench -p tidemill-benches --bench capture`: how long a task waits for a capture, by the size of its state and
 //! by how much of it changed, for each way of finding what changed; and what the guest pays for being watched.
 //!
-//! It measures wall time, because a pause is one: run it where nothing else runs. It never stores what it captures.
+//! It measures wall time, because a pause is one: run it where nothing else runs. The pause's CPU time stands beside it,
+//! and tells how much of it was waiting for other work on the machine. It never stores what it captures.
 
+#[path = "../guest/cpu.rs"]
+mod cpu;
 mod guest;
 mod table;
 
@@ -130,12 +133,13 @@ fn capture(
     let began = Instant::now();
     task.write(pages, round)?;
     let wrote = began.elapsed();
-    let began = Instant::now();
+    let (began, began_cpu) = (Instant::now(), cpu::thread_time());
     let capture = task.instance.capture_changes(room)?;
     let row = Row {
         wrote,
         written_pages: pages,
         pause: began.elapsed(),
+        pause_cpu: cpu::thread_time() - began_cpu,
         scan: capture.cost.scan,
         copy: capture.cost.copy,
         captured_bytes: capture.bytes.len(),

@@ -219,10 +219,14 @@ mod tests {
     }
 
     fn using(tracker: impl DirtyTracker + 'static) -> Changes {
+        using_boxed(Box::new(tracker))
+    }
+
+    fn using_boxed(tracker: Box<dyn DirtyTracker>) -> Changes {
         Changes {
             chosen: Some(Chosen {
                 wanted: DirtyMethod::of_this_machine(),
-                tracker: Box::new(tracker),
+                tracker,
             }),
             ..Changes::default()
         }
@@ -285,6 +289,20 @@ mod tests {
             memory.fill(value);
             assert!(changes.next(&memory).base.is_some());
         }
+    }
+
+    #[test]
+    fn where_a_memory_cannot_be_watched_hashes_are_compared() {
+        // Nothing is reserved behind it, so the kernel refuses.
+        let mut memory = vec![0; LARGE];
+        let tracker = open(DirtyMethod::WriteProtection, &memory[1..]);
+        assert_eq!(tracker.method(), DirtyMethod::Hashes);
+        let mut changes = using_boxed(tracker);
+        changes.next(&memory);
+        memory[3 * PAGE] = 1;
+        let found = changes.next(&memory);
+        assert_eq!((found.base, found.method), (Some(1), DirtyMethod::Hashes));
+        assert_eq!(found.ranges, [range(3, 1)]);
     }
 
     #[test]
