@@ -24,7 +24,7 @@ pub(crate) struct Arguments {
     /// The first seed, or the only one [default: 0]
     #[arg(long, value_name = "S")]
     seed: Option<u64>,
-    /// Play this scenario instead of faults that the seed chooses
+    /// Play this scenario instead of faults that the seed chooses; `all` plays each
     #[arg(long, value_name = "NAME")]
     scenario: Option<String>,
     /// Break the machines, one fault after the other, and expect the checkers to find each
@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Show each event of one seed, one at a time
     #[arg(long)]
     step: bool,
+    /// Print the first N events of one seed
+    #[arg(long, value_name = "N")]
+    until: Option<u64>,
     /// Compile with the release profile; done anyhow for many seeds
     #[arg(long)]
     release: bool,
@@ -49,6 +52,9 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
     }
     if let Some(scenario) = &arguments.scenario {
         command.args(["--scenario", scenario]);
+    }
+    if let Some(events) = arguments.until {
+        command.args(["--until", &events.to_string()]);
     }
     for (flag, is_given) in [
         ("--mutations", arguments.mutations),
