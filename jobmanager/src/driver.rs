@@ -108,6 +108,7 @@ impl Driver {
         self.on_registry();
         loop {
             if self.act() {
+                self.roles.leave().await;
                 return;
             }
             let leadership = self.leadership.poll_timeout();

@@ -39,6 +39,9 @@ pub(crate) struct Process {
     pub(crate) record: JobManagerRecord,
 }
 
+/// How long a process that stops waits for its candidature to be gone.
+const LEAVE_LIMIT: Duration = Duration::from_secs(2);
+
 /// What came of an action.
 pub(crate) enum Fact {
     Elected(Leading),
@@ -116,6 +119,21 @@ impl Roles {
             // A driver that is gone does not lead; what it does not hear of is given up by being dropped.
             let _ = facts.send(fact);
         });
+    }
+
+    /// Withdraws from the election for good, and waits until nobody waits for this process any more. A registry that
+    /// does not answer finds out for itself.
+    pub(crate) async fn leave(&mut self) {
+        self.candidature.shutdown().await;
+        self.let_go();
+        if tokio::time::timeout(LEAVE_LIMIT, self.process.registry.settled())
+            .await
+            .is_err()
+        {
+            warn!(
+                "the registry does not answer: others wait for this process until its session is over"
+            );
+        }
     }
 
     /// This process was elected: its leadership is watched from now on.

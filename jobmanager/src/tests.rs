@@ -411,6 +411,8 @@ async fn a_follower_that_is_stopped_withdraws() {
     bench.registry.asked("lead", 1).await;
     bench.stop.cancel();
     bench.running.await.expect("no panic");
+    // Else the next leader would be elected only after this one's session.
+    bench.registry.asked("settled", 1).await;
 }
 
 #[tokio::test]

@@ -9,6 +9,7 @@ use std::fmt::Display;
 use std::fs::{self, File, OpenOptions, TryLockError};
 use std::io::{ErrorKind, Read, Seek, Write};
 use std::path::{Path, PathBuf};
+use std::pin::Pin;
 use std::process;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant};
@@ -310,6 +311,11 @@ impl Registry for Embedded {
 
     fn session_timeout(&self) -> Option<Duration> {
         None
+    }
+
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        // What is dropped is gone at once.
+        Box::pin(std::future::ready(()))
     }
 }
 

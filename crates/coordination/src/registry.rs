@@ -77,6 +77,10 @@ pub trait Registry: Send + Sync + fmt::Debug {
     /// After this time without the registry a leader is replaced; as negotiated, or as configured until then. `None`:
     /// leadership never lapses by itself.
     fn session_timeout(&self) -> Option<Duration>;
+
+    /// Waits until what was given up by being dropped is gone from the registry: candidatures, leaderships, locks. A
+    /// process that ends waits for this, or others wait for what it left until its session is over.
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>>;
 }
 
 /// A leader as others see it.

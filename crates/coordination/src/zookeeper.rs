@@ -12,6 +12,7 @@ mod presence;
 mod read;
 mod session;
 
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -252,5 +253,13 @@ impl Registry for ZooKeeper {
 
     fn session_timeout(&self) -> Option<Duration> {
         Some(self.shared.session_timeout())
+    }
+
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        let mut removals = self.shared.removals.subscribe();
+        Box::pin(async move {
+            // The sender lives as long as this registry.
+            let _ = removals.wait_for(|number| *number == 0).await;
+        })
     }
 }

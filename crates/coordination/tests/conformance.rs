@@ -30,6 +30,7 @@ async fn conforms<W: World>(new_world: impl Fn() -> W) {
     a_second_candidate_waits_and_is_elected_when_the_first_resigns(&new_world()).await;
     a_leadership_that_is_dropped_is_given_up(&new_world()).await;
     a_candidature_is_withdrawn_with_its_future(&new_world()).await;
+    nothing_is_left_once_it_is_settled(&new_world()).await;
     a_proof_of_another_registry_is_worth_nothing(&new_world(), &new_world()).await;
     a_named_lock_excludes_until_it_is_dropped(&new_world()).await;
 }
@@ -249,6 +250,20 @@ async fn a_candidature_is_withdrawn_with_its_future(world: &impl World) {
     registry.resign(&first).await.unwrap();
     let candidate = job_manager(3);
     soon("the third", registry.lead(&candidate)).await.unwrap();
+}
+
+/// What is seen from another process, once this one says that it has left nothing behind.
+async fn nothing_is_left_once_it_is_settled(world: &impl World) {
+    let registry = world.start();
+    let first = registry.lead(&job_manager(1)).await.unwrap();
+    let lock = registry.lock("shelf").await.unwrap();
+    drop((first, lock));
+    soon("its end", registry.settled()).await;
+    drop(registry);
+    let next = world.start();
+    let candidate = job_manager(2);
+    soon("the next leader", next.lead(&candidate)).await.unwrap();
+    soon("the lock", next.lock("shelf")).await.unwrap();
 }
 
 async fn a_proof_of_another_registry_is_worth_nothing(here: &impl World, there: &impl World) {

@@ -2,6 +2,7 @@
 //! is wrong is the embedded registry's own.
 
 use std::collections::VecDeque;
+use std::pin::Pin;
 use std::sync::Mutex;
 use std::time::Duration;
 
@@ -212,5 +213,10 @@ impl Registry for TroubledRegistry {
 
     fn session_timeout(&self) -> Option<Duration> {
         self.session_timeout
+    }
+
+    fn settled(&self) -> Pin<Box<dyn Future<Output = ()> + Send + '_>> {
+        self.note("settled");
+        self.embedded.settled()
     }
 }

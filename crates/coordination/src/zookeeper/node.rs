@@ -219,7 +219,9 @@ impl Drop for Place {
         }
         let (session, directory) = (self.session.clone(), self.directory.clone());
         let (prefix, name) = (self.prefix.clone(), self.name.clone());
+        let removal = Removal::begin(&self.shared);
         self.shared.runtime.spawn(async move {
+            let _removal = removal;
             let client = &session.client;
             // Whoever was cut off while it was made does not know its whole name.
             let names = match name.is_empty() {
@@ -234,6 +236,22 @@ impl Drop for Place {
                 let _ = remove(&session, &format!("{directory}/{name}")).await;
             }
         });
+    }
+}
+
+/// Counts among the removals that are under way for as long as it lives.
+struct Removal(Arc<Shared>);
+
+impl Removal {
+    fn begin(shared: &Arc<Shared>) -> Self {
+        shared.removals.send_modify(|number| *number += 1);
+        Self(Arc::clone(shared))
+    }
+}
+
+impl Drop for Removal {
+    fn drop(&mut self) {
+        self.0.removals.send_modify(|number| *number -= 1);
     }
 }
 

@@ -33,6 +33,8 @@ pub(super) struct Shared {
     session_timeout_ms: AtomicU64,
     /// The sessions of this process that have ended: what they left behind is in its own way.
     old_sessions: Mutex<BTreeSet<i64>>,
+    /// How many nodes are being removed whose owner was dropped.
+    pub(super) removals: watch::Sender<usize>,
     pub(super) connection: watch::Sender<Connection>,
     pub(super) leader: watch::Sender<Option<KnownLeader>>,
     pub(super) job_managers: watch::Sender<Vec<JobManagerRecord>>,
@@ -91,6 +93,7 @@ impl Shared {
             trouble: watch::Sender::new(None),
             session_timeout_ms: AtomicU64::new(milliseconds(options.session_timeout)),
             old_sessions: Mutex::default(),
+            removals: watch::Sender::new(0),
             connection: watch::Sender::new(Connection::Connecting),
             leader: watch::Sender::new(None),
             job_managers: watch::Sender::new(Vec::new()),
