@@ -22,10 +22,8 @@ use crate::{ClusterOptions, Job, Process, Rest, wait_for};
 const STOP_LIMIT: Duration = Duration::from_secs(15);
 /// How much of each log is shown after a failure.
 const LOG_TAIL_LINES: usize = 60;
-/// The servers of an ensemble: one may fail.
-const SERVERS: usize = 3;
-/// The host on which all servers of an ensemble run, where processes have hosts.
-pub const ZOOKEEPER_HOST: &str = "zk";
+/// The hosts of an ensemble's servers, where processes have hosts. One of three may fail.
+pub const ZOOKEEPER_HOSTS: [&str; 3] = ["zk-1", "zk-2", "zk-3"];
 
 /// Running processes, and the directory with all that they keep.
 #[derive(Debug)]
@@ -83,7 +81,7 @@ impl Cluster {
             true => {
                 let mut hosts = options.jobmanager_names();
                 hosts.extend(options.taskmanager_names());
-                hosts.push(ZOOKEEPER_HOST.to_owned());
+                hosts.extend(ZOOKEEPER_HOSTS.map(str::to_owned));
                 let Some(network) = Network::create(&hosts)? else {
                     return Ok(None);
                 };
@@ -430,15 +428,20 @@ impl Drop for Cluster {
     }
 }
 
-/// Servers on loopback, or all on one host of the network.
+/// Servers on loopback, or each on a host of its own.
 fn start_ensemble(network: Option<&Network>) -> anyhow::Result<Ensemble> {
-    let mut options = Options::with_servers(SERVERS);
+    let mut options = Options::with_servers(ZOOKEEPER_HOSTS.len());
     if let Some(network) = network {
-        let place = Place {
-            address: network.address(ZOOKEEPER_HOST)?.parse()?,
-            launcher: network.launcher(ZOOKEEPER_HOST),
+        let place = |host| {
+            anyhow::Ok(Place {
+                address: network.address(host)?.parse()?,
+                launcher: network.launcher(host),
+            })
         };
-        options.places = vec![place; SERVERS];
+        options.places = ZOOKEEPER_HOSTS
+            .into_iter()
+            .map(place)
+            .collect::<Result<_, _>>()?;
     }
     Ok(Ensemble::start(options)?)
 }

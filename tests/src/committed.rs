@@ -32,16 +32,11 @@ pub fn commits_ms(directory: &Path) -> anyhow::Result<Vec<u64>> {
     Ok(moments)
 }
 
-/// When output appeared again after something happened: the end of the longest pause that touches the stretch from
-/// `from_ms` to `to_ms`. `None` if nothing appeared any more.
+/// When output appeared for the first time from a moment on. `None` if nothing appeared any more.
 #[must_use]
-pub fn resumed_ms(commits_ms: &[u64], from_ms: u64, to_ms: u64) -> Option<u64> {
-    let pauses = commits_ms
-        .windows(2)
-        .filter(|pair| pair[1] > from_ms && pair[0] < to_ms);
-    pauses
-        .max_by_key(|pair| pair[1] - pair[0])
-        .map(|pair| pair[1])
+pub fn first_commit_ms(commits_ms: &[u64], from_ms: u64) -> Option<u64> {
+    let index = commits_ms.partition_point(|ms| *ms < from_ms);
+    commits_ms.get(index).copied()
 }
 
 #[cfg(test)]
@@ -70,11 +65,11 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_pause_after_a_moment_is_found() {
-        let commits = [0, 100, 200, 300, 2_000, 2_100, 2_150];
-        assert_eq!(resumed_ms(&commits, 350, 2_150), Some(2_000));
-        assert_eq!(resumed_ms(&commits, 250, 2_150), Some(2_000));
-        assert_eq!(resumed_ms(&commits, 2_010, 2_200), Some(2_100));
-        assert_eq!(resumed_ms(&commits, 2_150, 2_300), None);
+    fn the_first_commit_from_a_moment_on_is_found() {
+        let commits = [100, 200, 200, 2_000];
+        assert_eq!(first_commit_ms(&commits, 0), Some(100));
+        assert_eq!(first_commit_ms(&commits, 200), Some(200));
+        assert_eq!(first_commit_ms(&commits, 201), Some(2_000));
+        assert_eq!(first_commit_ms(&commits, 2_001), None);
     }
 }

@@ -31,8 +31,8 @@ mod time;
 mod wait;
 
 pub use artifacts::{data, module, tidemill};
-pub use cluster::{Cluster, Leader, ZOOKEEPER_HOST};
-pub use committed::{commits_ms, resumed_ms};
+pub use cluster::{Cluster, Leader, ZOOKEEPER_HOSTS};
+pub use committed::{commits_ms, first_commit_ms};
 pub use job::Job;
 pub use network::{Network, OUTSIDE};
 pub use options::ClusterOptions;

@@ -105,15 +105,10 @@ impl Receiver {
         gaps(&lock(&self.state).arrivals, from, to)
     }
 
-    /// The longest pause between two moments, and when it began.
+    /// When the last line came.
     #[must_use]
-    pub fn longest_gap(&self, from: Instant, to: Instant) -> (Instant, Duration) {
-        let state = lock(&self.state);
-        let moments = moments(&state.arrivals, from, to);
-        let pauses = moments.windows(2).map(|pair| (pair[0], pair[1] - pair[0]));
-        pauses
-            .max_by_key(|(_, pause)| *pause)
-            .unwrap_or((from, Duration::ZERO))
+    pub fn last_arrival(&self) -> Option<Instant> {
+        lock(&self.state).arrivals.iter().max().copied()
     }
 }
 

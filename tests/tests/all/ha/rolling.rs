@@ -20,7 +20,7 @@ fn rolling_restart() -> anyhow::Result<()> {
     // Room for every task while one TaskManager is away; and a strategy that would not bear a failure.
     let options = ClusterOptions::highly_available(SESSION).set("restart.strategy", "none");
     let mut cluster = Cluster::start(options)?;
-    let watched = watched_count(&cluster, "output", 40, "127.0.0.1")?;
+    let watched = watched_count(&cluster, "output", 25, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
     let before = watched.attempts()?;
     let mut table = TakeoverTable::new(&["ended", "leads", "checkpoint", "arrival gap"]);

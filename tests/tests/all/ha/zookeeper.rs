@@ -20,7 +20,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 fn one_of_three_servers_is_killed_ten_times_and_nothing_restarts() -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(0);
     let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
-    let watched = watched_count(&cluster, "output", 60, "127.0.0.1")?;
+    let watched = watched_count(&cluster, "output", 40, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
     let before = watched.attempts()?;
     let from = Instant::now();
@@ -122,7 +122,7 @@ fn away(cluster: &mut Cluster, watched: &Watched, absence: Absence) -> anyhow::R
 #[test]
 fn zookeeper_away() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
-    let watched = watched_count(&cluster, "output", 70, "127.0.0.1")?;
+    let watched = watched_count(&cluster, "output", 60, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
     for absence in [Absence::Stopped, Absence::Killed] {
         away(&mut cluster, &watched, absence).with_context(|| format!("{absence:?}"))?;
