@@ -19,7 +19,9 @@ impl Job {
         let Some(region) = self.region_of(task) else {
             return;
         };
-        if self.regions[region].state == RegionState::Adopting && self.phase.is_active() {
+        // While the wish to cancel is being stored, tasks go on, and whoever reports them is remembered to be stopped.
+        let goes_on = self.phase.is_active() || self.phase == Phase::Cancelling;
+        if self.regions[region].state == RegionState::Adopting && goes_on {
             let running = RunningTask {
                 job: self.record.id,
                 attempt,
@@ -31,12 +33,11 @@ impl Job {
         }
         let current = self.regions[region].attempt == Some(attempt)
             && self.regions[region].is_live()
-            && self.placements.get(&task) == Some(from)
-            && self.phase.is_active();
-        if !current {
-            // What should not be there is stopped again; its first cancellation may have been lost. A late word of a
-            // job that has ended well is not worth an answer.
-            if !matches!(state, TaskState::Cancelled) && self.phase != Phase::Cancelling {
+            && self.placements.get(&task) == Some(from);
+        if !current || !self.phase.is_active() {
+            // What should not be there is stopped again; its first cancellation may have been lost.
+            let is_stopped = matches!(state, TaskState::Cancelled);
+            if !is_stopped && !(current && goes_on) {
                 self.stop(from, attempt, task);
             }
             return;

@@ -518,3 +518,18 @@ fn a_publication_that_the_dead_leader_had_asked_for_is_committed_or_never_was() 
         goes_on(&mut cluster, attempt(1, 1));
     }
 }
+
+#[test]
+fn who_registers_while_a_cancellation_is_being_stored_is_stopped_as_well() {
+    let mut cluster = checkpointed();
+    cluster.restart_jobmanager();
+    cluster.records_fail = true;
+    cluster.cancel(JOB);
+    cluster.connect_all();
+    assert_eq!(cluster.phase(JOB), Phase::Cancelling);
+    assert_eq!(cluster.attempts(JOB).len(), 1, "tasks go on until it is stored");
+    cluster.records_fail = false;
+    cluster.seconds(2);
+    assert_eq!(cluster.phase(JOB), Phase::Cancelled);
+    assert!(cluster.attempts(JOB).is_empty(), "nothing runs for ever");
+}

@@ -710,7 +710,9 @@ impl Cluster {
         }
         for (key, (attempt, id)) in live {
             let job = self.leader.job(key.0);
-            let adopting = job.is_some_and(|job| job.phase() == Phase::Adopting);
+            // What is being cancelled goes on until that is stored, adopted or not.
+            let unadopted = [Phase::Adopting, Phase::Cancelling];
+            let adopting = job.is_some_and(|job| unadopted.contains(&job.phase()));
             let current = job.and_then(|job| job.attempt(key.1));
             assert!(
                 adopting || current == Some(attempt),
