@@ -55,6 +55,11 @@ pub enum Kind {
     BreakControlConnection,
     /// User code fails.
     TaskPanics,
+    /// A TaskManager hears once more what a leader, perhaps an old one, had said to it.
+    ReplayMessage,
+    /// TaskManagers lose every JobManager until their tasks run elsewhere; then they are back, and the leader and whoever
+    /// runs those tasks die.
+    StrandAttempt,
 }
 
 impl Kind {
@@ -81,6 +86,8 @@ impl Kind {
         Self::StoreAway,
         Self::BreakControlConnection,
         Self::TaskPanics,
+        Self::ReplayMessage,
+        Self::StrandAttempt,
     ];
 
     /// No task may notice it.
@@ -108,6 +115,8 @@ pub(crate) enum Fault {
     Blocked(Vec<(Node, Node)>),
     ZooKeeperAway,
     StoreAway,
+    /// Whose tasks run elsewhere by now.
+    Stranded { job: JobId, hosts: Vec<Node> },
 }
 
 impl World {
@@ -176,6 +185,8 @@ impl World {
             }
             Kind::BreakControlConnection => self.break_control_connection(task_manager),
             Kind::TaskPanics => self.panic_task(task_manager),
+            Kind::ReplayMessage => self.replay_message(task_manager),
+            Kind::StrandAttempt => self.strand(task_manager),
         }
     }
 
@@ -273,6 +284,56 @@ impl World {
             Fault::Blocked(links) => self.unblock(&links),
             Fault::ZooKeeperAway => self.zookeeper.comes_back(self.now_us),
             Fault::StoreAway => self.store.is_away = false,
+            Fault::Stranded { job, hosts } => self.strands_meet(job, &hosts),
+        }
+    }
+
+    fn replay_message(&mut self, node: Node) {
+        let heard = self.task_managers[node.worker()].heard.clone();
+        if let Some(message) = self.random.pick(&heard).cloned().filter(|_| self.processes[node.0].runs()) {
+            self.log(|| format!("{node}: hears epoch {} once more", message.epoch));
+            self.obey(node, message);
+        }
+    }
+
+    /// The directions between these and every JobManager.
+    fn links_to_leaders(hosts: &[Node]) -> Vec<(Node, Node)> {
+        let links = |host: &Node| Self::links(*host, Node::job_managers());
+        hosts.iter().flat_map(links).collect()
+    }
+
+    fn strand(&mut self, node: Node) {
+        let tasks = &self.task_managers[node.worker()].tasks;
+        let Some(job) = tasks.values().next().map(|task| task.key.job) else { return };
+        let mut hosts = vec![node];
+        if self.random.chance(700) {
+            hosts.extend(self.places(job).into_values().filter(|host| *host != node));
+            hosts.sort_unstable();
+            hosts.dedup();
+        }
+        self.block(&Self::links_to_leaders(&hosts));
+        let noticed_us = 2 * self.options.idle_timeout_us;
+        let away_us = noticed_us + self.random.between(1_000, 8_000) * MILLISECOND;
+        self.after(away_us, Event::FaultEnds(Fault::Stranded { job, hosts }));
+    }
+
+    fn strands_meet(&mut self, job: JobId, hosts: &[Node]) {
+        let links = Self::links_to_leaders(hosts);
+        self.unblock(&links);
+        let newest = self.task_managers.iter().flat_map(|one| one.tasks.values());
+        let newest = newest.filter(|task| task.key.job == job).map(|task| task.key.attempt).max();
+        let successors: Vec<Node> = Node::task_managers()
+            .filter(|node| !hosts.contains(node))
+            .filter(|node| {
+                let mut tasks = self.task_managers[node.worker()].tasks.values();
+                tasks.any(|task| task.key.job == job && Some(task.key.attempt) == newest)
+            })
+            .collect();
+        let leader = self.leader();
+        for node in leader.into_iter().chain(successors) {
+            if self.random.chance(800) {
+                self.kill_for_a_while(node, HowEnded::Killed);
+            }
         }
     }
 

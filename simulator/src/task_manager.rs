@@ -13,7 +13,7 @@ use tidemill_protocol::{AttemptId, Epoch, Incarnation, JobId, TaskId, TaskManage
 use crate::connection::{HowEnded, Kind, Message};
 use crate::event::{Event, Input, Preparation, Side};
 use crate::exchange::{Header, Incoming};
-use crate::node::Node;
+use crate::node::{JOB_MANAGERS, Node};
 use crate::store::{StoreAnswer, StoreRequest};
 use crate::task::{Task, TaskKey};
 use crate::time::{MILLISECOND, SECOND};
@@ -26,6 +26,8 @@ const RECONNECT_FIRST_US: u64 = 20 * MILLISECOND;
 const RECONNECT_MAX_US: u64 = SECOND;
 /// How long a leader may take to answer.
 const REGISTRATION_TIMEOUT_US: u64 = 5 * SECOND;
+/// Messages that are remembered to be heard once more.
+const HEARD_MAX: usize = 40;
 /// What all of them must have in common.
 pub(crate) const CONFIGURATION_HASH: u64 = 7;
 /// Slots of each.
@@ -63,6 +65,8 @@ pub(crate) struct TaskManager {
     draining: bool,
     /// Broken channels of attempts that run here: said again and again, since a leader may not have heard.
     pub(crate) broken: BTreeSet<(JobId, AttemptId, Node)>,
+    /// What leaders said lately, when it may be heard once more.
+    pub(crate) heard: Vec<FromLeader>,
 }
 
 impl World {
@@ -180,12 +184,17 @@ impl World {
             self.close(connection, Side::Opener);
             return self.link_lost(node);
         }
-        let Some((epoch, leader, _)) = self.zookeeper.clients[node.0].seen.leader else {
-            return self.link_waits(node, RECONNECT_MAX_US);
+        let client = &self.zookeeper.clients[node.0];
+        let known = client.seen.leader.map(|(epoch, leader, _)| (Some(epoch), leader));
+        let (epoch, leader) = match known {
+            Some(known) if client.is_connected() || self.random.chance(500) => known,
+            None if client.is_connected() => return self.link_waits(node, RECONNECT_MAX_US),
+            // The registry is out of reach, and perhaps the leader that was known last: the others are asked as well.
+            _ => (None, Node(self.random.below(JOB_MANAGERS as u64) as usize)),
         };
         let connection = self.open_connection(Kind::Control, node, leader);
         let link = &mut self.task_managers[node.worker()].link;
-        (link.stage, link.connection, link.epoch) = (Stage::Greeting, Some(connection), Some(epoch));
+        (link.stage, link.connection, link.epoch) = (Stage::Greeting, Some(connection), epoch);
         self.link_waits(node, REGISTRATION_TIMEOUT_US);
     }
 
@@ -216,9 +225,12 @@ impl World {
                 self.send(connection, Side::Opener, Message::ToLeader(ToLeader::Register(registration)));
             }
             (Stage::Registering, Message::FromLeader(message)) => match message.command {
-                Command::Registered { .. } => {
+                Command::Registered { .. }
+                    if self.task_managers[node.worker()].worker.met(message.epoch).is_ok() =>
+                {
                     let link = &mut self.task_managers[node.worker()].link;
                     (link.stage, link.wait_us) = (Stage::Connected, RECONNECT_FIRST_US);
+                    link.epoch = link.epoch.max(Some(message.epoch));
                     self.log(|| format!("{node}: registered, epoch {}", message.epoch));
                     self.obey(node, message);
                 }
@@ -227,7 +239,10 @@ impl World {
                     self.link_lost(node);
                 }
             },
-            (Stage::Connected, Message::FromLeader(message)) => self.obey(node, message),
+            (Stage::Connected, Message::FromLeader(message)) => {
+                self.remember(node, &message);
+                self.obey(node, message);
+            }
             _ => {}
         }
     }
@@ -246,10 +261,22 @@ impl World {
         }
     }
 
-    fn obey(&mut self, node: Node, message: FromLeader) {
+    /// Remembers a message that may be heard once more.
+    fn remember(&mut self, node: Node, message: &FromLeader) {
+        if self.options.faults.iter().any(|(kind, _)| *kind == crate::faults::Kind::ReplayMessage) {
+            let heard = &mut self.task_managers[node.worker()].heard;
+            if heard.len() == HEARD_MAX {
+                heard.remove(0);
+            }
+            heard.push(message.clone());
+        }
+    }
+
+    pub(crate) fn obey(&mut self, node: Node, message: FromLeader) {
         let epoch = message.epoch;
         let obeyed = self.task_managers[node.worker()].worker.handle(message);
         let Ok(actions) = obeyed else {
+            // A leader that has been succeeded, or an attempt that is not newer.
             self.counts.disobeyed += 1;
             return self.log(|| format!("{node}: does not obey epoch {epoch}"));
         };
@@ -297,6 +324,8 @@ impl World {
         };
         for one in deployment.tasks {
             let key = TaskKey { job, task: one.task, attempt };
+            let judged = self.checkers.started(node, self.processes[node.0].life, key);
+            self.judge(judged);
             let mut task = Task::new(key, Rc::clone(&graph), Rc::clone(&spec), deployment.restore);
             self.open_streams(node, &mut task, locate);
             self.task_managers[node.worker()].tasks.insert((job, one.task), task);

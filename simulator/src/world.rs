@@ -448,7 +448,14 @@ impl World {
     pub(crate) fn fail_liveness(&mut self, what: &str) {
         let jobs = self.zookeeper.jobs.values().filter(|record| !record.state.is_terminal());
         let jobs: Vec<String> = jobs.map(|record| record.name.clone()).collect();
-        let what = format!("{what}; not ended: [{}]", jobs.join(" "));
+        let left = self.task_managers.iter().flat_map(|task_manager| task_manager.tasks.values());
+        let left: Vec<String> = left.map(|task| format!("{} of {}", task.key.task, task.key.attempt)).collect();
+        let content = self.users.are_content();
+        let what = format!(
+            "{what}; not ended: [{}], left: [{}], users content: {content}",
+            jobs.join(" "),
+            left.join(", ")
+        );
         self.log(|| format!("WRONG: {what}"));
         let _first = self.failure.get_or_insert(Failure::Liveness(what));
     }

@@ -111,6 +111,13 @@ impl Facts {
             let image = store.image(&part.manifest.key);
             let image = image.ok_or_else(|| format!("lacks the image of task {}", part.task))?;
             self.covered.extend(image.pending.iter().map(|transaction| transaction.id));
+            let current = self.deployed.get(&part.task);
+            if current != Some(&part.attempt) {
+                return Err(format!(
+                    "holds task {} of attempt {}, and {current:?} was deployed since",
+                    part.task, part.attempt
+                ));
+            }
             let before = self.captured_by.insert(part.task, part.attempt);
             if before.is_some_and(|before| before > part.attempt) {
                 return Err(format!("holds task {} of attempt {} after {before:?}", part.task, part.attempt));

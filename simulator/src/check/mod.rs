@@ -60,6 +60,8 @@ pub(crate) struct Checkers {
     written_under: Epoch,
     /// The newest epoch that each life of a TaskManager obeyed.
     obeyed: BTreeMap<(Node, u64), Epoch>,
+    /// The newest attempt of each task that each life of a TaskManager started.
+    started: BTreeMap<(Node, u64, JobId, TaskId), AttemptId>,
     published: u64,
 }
 

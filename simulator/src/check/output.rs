@@ -4,6 +4,7 @@
 use tidemill_protocol::JobId;
 
 use super::{Checkers, Facts, Judged};
+use crate::node::Node;
 use crate::task::{TaskKey, Transaction};
 use crate::workload::JobSpec;
 use crate::zookeeper::short;
@@ -33,6 +34,19 @@ impl Checkers {
             }
         }
         Ok(())
+    }
+
+    /// A TaskManager starts a task: never one that it has started before, or an older attempt.
+    pub(crate) fn started(&mut self, node: Node, life: u64, key: TaskKey) -> Judged {
+        let TaskKey { job, task, attempt } = key;
+        let before = self.started.insert((node, life, job, task), attempt);
+        match before.filter(|before| *before >= attempt) {
+            Some(before) => Err(format!(
+                "{node} starts task {task} of job {} as {attempt} after {before}",
+                short(job)
+            )),
+            None => Ok(()),
+        }
     }
 
     /// Something of a job was damaged on purpose: its output may be repeated, and it may fail.
