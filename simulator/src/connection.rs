@@ -66,7 +66,11 @@ impl Connection {
 
     /// The side of this life of a process.
     pub(crate) fn side_of(&self, node: Node) -> Side {
-        if self.ends[0].node == node { Side::Opener } else { Side::Acceptor }
+        if self.ends[0].node == node {
+            Side::Opener
+        } else {
+            Side::Acceptor
+        }
     }
 }
 
@@ -83,7 +87,8 @@ impl World {
         };
         let ends = [end(self, opener), end(self, acceptor)];
         let pipes = [Pipe::default(), Pipe::default()];
-        self.connections.insert(id, Connection { kind, ends, pipes });
+        self.connections
+            .insert(id, Connection { kind, ends, pipes });
         self.listen_for_silence(id);
         if kind == Kind::Control && !self.network.loses_attempt(&mut self.random) {
             self.send(id, Side::Opener, Message::Hello);
@@ -95,7 +100,9 @@ impl World {
     pub(crate) fn send(&mut self, connection: u64, from: Side, message: Message) {
         let delay_us = self.network.delay_us(&mut self.random);
         let now_us = self.now_us;
-        let Some(found) = self.connections.get_mut(&connection) else { return };
+        let Some(found) = self.connections.get_mut(&connection) else {
+            return;
+        };
         if !found.ends[from.index()].open {
             return;
         }
@@ -103,42 +110,75 @@ impl World {
         pipe.queue.push_back(message);
         pipe.last_us = pipe.last_us.max(now_us + delay_us);
         let at_us = pipe.last_us;
-        self.schedule(at_us, Event::MessageArrives { connection, to: from.other() });
+        self.schedule(
+            at_us,
+            Event::MessageArrives {
+                connection,
+                to: from.other(),
+            },
+        );
     }
 
     pub(crate) fn message_arrives(&mut self, connection: u64, to: Side) {
-        let Some(found) = self.connections.get_mut(&connection) else { return };
+        let Some(found) = self.connections.get_mut(&connection) else {
+            return;
+        };
         let (from_end, to_end) = (found.ends[to.other().index()], found.ends[to.index()]);
         let pipe = &mut found.pipes[to.index()];
         if pipe.held > 0 || !self.network.passes(from_end.node, to_end.node) {
             pipe.held += 1;
             return;
         }
-        let Some(message) = pipe.queue.pop_front().filter(|_| to_end.open) else { return };
-        let input = Input::Message { connection, message: Box::new(message) };
+        let Some(message) = pipe.queue.pop_front().filter(|_| to_end.open) else {
+            return;
+        };
+        let input = Input::Message {
+            connection,
+            message: Box::new(message),
+        };
         self.happen(to_end.node, to_end.life, input);
     }
 
     /// One side closes it: the other hears of it if it can, and what is on its way is lost.
     pub(crate) fn close(&mut self, connection: u64, side: Side) {
-        let Some(found) = self.connections.get_mut(&connection) else { return };
+        let Some(found) = self.connections.get_mut(&connection) else {
+            return;
+        };
         let end = &mut found.ends[side.index()];
         if !std::mem::take(&mut end.open) {
             return;
         }
-        let (from, to) = (found.ends[side.index()].node, found.ends[side.other().index()].node);
+        let (from, to) = (
+            found.ends[side.index()].node,
+            found.ends[side.other().index()].node,
+        );
         if self.network.passes(from, to) {
             let delay_us = self.network.delay_us(&mut self.random);
-            self.after(delay_us, Event::CloseArrives { connection, to: side.other() });
+            self.after(
+                delay_us,
+                Event::CloseArrives {
+                    connection,
+                    to: side.other(),
+                },
+            );
         }
         self.listen_for_silence(connection);
     }
 
     pub(crate) fn close_arrives(&mut self, connection: u64, to: Side) {
-        let Some(found) = self.connections.get(&connection) else { return };
+        let Some(found) = self.connections.get(&connection) else {
+            return;
+        };
         let (from, end) = (found.end(to.other()).node, *found.end(to));
         if end.open && self.network.passes(from, end.node) {
-            self.happen(end.node, end.life, Input::Closed { connection, side: to });
+            self.happen(
+                end.node,
+                end.life,
+                Input::Closed {
+                    connection,
+                    side: to,
+                },
+            );
         }
     }
 
@@ -149,10 +189,19 @@ impl World {
     }
 
     pub(crate) fn end_of_file_arrives(&mut self, connection: u64, to: Side) {
-        let Some(found) = self.connections.get(&connection) else { return };
+        let Some(found) = self.connections.get(&connection) else {
+            return;
+        };
         let (from, end) = (found.end(to.other()).node, *found.end(to));
         if self.network.passes(from, end.node) {
-            self.happen(end.node, end.life, Input::EndOfFile { connection, side: to });
+            self.happen(
+                end.node,
+                end.life,
+                Input::EndOfFile {
+                    connection,
+                    side: to,
+                },
+            );
         } else {
             // The kernel of the dead process's machine sends its last segment again.
             self.after(SECOND, Event::EndOfFileArrives { connection, to });
@@ -169,7 +218,9 @@ impl World {
 
     fn listen_for_silence(&mut self, id: u64) {
         for side in [Side::Opener, Side::Acceptor] {
-            let Some(connection) = self.connections.get(&id) else { return };
+            let Some(connection) = self.connections.get(&id) else {
+                return;
+            };
             let end = *connection.end(side);
             if !end.open {
                 continue;
@@ -183,16 +234,26 @@ impl World {
                 connection.ends[side.index()].silent_since_us = silent.then_some(since_us);
             }
             if silent {
-                let input = Input::Silence { connection: id, side, since_us };
+                let input = Input::Silence {
+                    connection: id,
+                    side,
+                    since_us,
+                };
                 let (node, life) = (end.node, end.life);
-                self.after(self.options.idle_timeout_us, Event::Process { node, life, input });
+                self.after(
+                    self.options.idle_timeout_us,
+                    Event::Process { node, life, input },
+                );
             }
         }
     }
 
     /// The idle timer of one side fires: whether that side gives the connection up.
     pub(crate) fn was_silent(&mut self, connection: u64, side: Side, since_us: u64) -> bool {
-        let end = self.connections.get(&connection).map(|found| *found.end(side));
+        let end = self
+            .connections
+            .get(&connection)
+            .map(|found| *found.end(side));
         let silent = end.is_some_and(|end| end.open && end.silent_since_us == Some(since_us));
         if silent {
             self.close(connection, side);
@@ -204,7 +265,10 @@ impl World {
     pub(crate) fn reachability_changed(&mut self) {
         let processes = &self.processes;
         self.connections.retain(|_, connection| {
-            connection.ends.iter().any(|end| end.open && processes[end.node.0].life == end.life)
+            connection
+                .ends
+                .iter()
+                .any(|end| end.open && processes[end.node.0].life == end.life)
         });
         let ids: Vec<u64> = self.connections.keys().copied().collect();
         for id in ids {
@@ -217,16 +281,23 @@ impl World {
     }
 
     fn release(&mut self, connection: u64, to: Side) {
-        let Some(found) = self.connections.get(&connection) else { return };
+        let Some(found) = self.connections.get(&connection) else {
+            return;
+        };
         let (from, end) = (*found.end(to.other()), *found.end(to));
         let sender = &self.processes[from.node.0];
         let repeats = sender.life == from.life && sender.runs();
-        if found.pipes[to.index()].held == 0 || !repeats || !self.network.passes(from.node, end.node) {
+        if found.pipes[to.index()].held == 0
+            || !repeats
+            || !self.network.passes(from.node, end.node)
+        {
             return;
         }
         let delay_us = self.network.delay_us(&mut self.random);
         let at_us = self.now_us + delay_us;
-        let Some(found) = self.connections.get_mut(&connection) else { return };
+        let Some(found) = self.connections.get_mut(&connection) else {
+            return;
+        };
         let pipe = &mut found.pipes[to.index()];
         let held = std::mem::take(&mut pipe.held);
         pipe.last_us = pipe.last_us.max(at_us);
@@ -252,7 +323,13 @@ impl World {
             }
             if how != HowEnded::MachineGone && kind == Kind::Control {
                 let delay_us = self.random.between(100, self.options.end_of_file_max_us);
-                self.after(delay_us, Event::EndOfFileArrives { connection: id, to: side.other() });
+                self.after(
+                    delay_us,
+                    Event::EndOfFileArrives {
+                        connection: id,
+                        to: side.other(),
+                    },
+                );
             }
         }
     }
@@ -267,7 +344,13 @@ impl World {
             .collect();
         for (connection, side) in ids {
             let delay_us = self.random.between(1_000, 400_000);
-            self.after(delay_us, Event::CloseArrives { connection, to: side.other() });
+            self.after(
+                delay_us,
+                Event::CloseArrives {
+                    connection,
+                    to: side.other(),
+                },
+            );
         }
     }
 }

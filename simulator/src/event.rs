@@ -52,21 +52,39 @@ pub(crate) enum Event {
     /// A frame reaches the other end of its channel.
     FrameArrives { stream: usize },
     /// A request reaches ZooKeeper.
-    RequestArrives { node: Node, generation: u64, id: u64, operation: Box<Operation> },
+    RequestArrives {
+        node: Node,
+        generation: u64,
+        id: u64,
+        operation: Box<Operation>,
+    },
     /// An answer of ZooKeeper's reaches its client.
-    AnswerArrives { node: Node, generation: u64, id: u64, outcome: Box<Outcome> },
+    AnswerArrives {
+        node: Node,
+        generation: u64,
+        id: u64,
+        outcome: Box<Outcome>,
+    },
     /// A watch tells a client who is there.
     WatchFires { node: Node, generation: u64 },
     /// ZooKeeper looks for sessions that have expired.
     SessionTick,
     /// A request reaches the store.
-    StoreRequestArrives { node: Node, life: u64, request: Box<StoreRequest> },
+    StoreRequestArrives {
+        node: Node,
+        life: u64,
+        request: Box<StoreRequest>,
+    },
     /// The store deletes what was found to be an orphan.
     StoreDeletes { job: JobId, keys: Vec<String> },
     /// A user does what comes next.
     User { user: usize, turn: u64 },
     /// A user hears something.
-    UserHears { user: usize, turn: u64, answer: Answer },
+    UserHears {
+        user: usize,
+        turn: u64,
+        answer: Answer,
+    },
     /// A fault begins.
     Fault,
     /// A fault ends.
@@ -79,9 +97,16 @@ pub(crate) enum Input {
     /// A timer of its machines is due.
     Wake { at_us: u64 },
     /// A message arrives on a control connection.
-    Message { connection: u64, message: Box<crate::connection::Message> },
+    Message {
+        connection: u64,
+        message: Box<crate::connection::Message>,
+    },
     /// A connection may have been silent for too long.
-    Silence { connection: u64, side: Side, since_us: u64 },
+    Silence {
+        connection: u64,
+        side: Side,
+        since_us: u64,
+    },
     /// The other side closed a connection.
     Closed { connection: u64, side: Side },
     /// The process at the other end has ended.
@@ -89,7 +114,11 @@ pub(crate) enum Input {
     /// Its session is to be kept, or a new one to be made.
     SessionTick,
     /// An answer of ZooKeeper's.
-    Registry { operation: Box<Operation>, purpose: Purpose, outcome: Box<Outcome> },
+    Registry {
+        operation: Box<Operation>,
+        purpose: Purpose,
+        outcome: Box<Outcome>,
+    },
     /// Who is there.
     Watch { snapshot: Snapshot },
     /// The store answers.
@@ -103,7 +132,11 @@ pub(crate) enum Input {
     /// A frame arrives for a task.
     Frame { stream: usize, frame: Frame },
     /// Whatever a task needs is fetched.
-    Prepared { task: TaskKey, image: Option<Rc<TaskImage>>, failure: Option<Preparation> },
+    Prepared {
+        task: TaskKey,
+        image: Option<Rc<TaskImage>>,
+        failure: Option<Preparation>,
+    },
     /// A source may emit again.
     SourceDue { task: TaskKey },
     /// A channel of a task has room again.
@@ -164,11 +197,17 @@ pub(crate) struct Queue {
 impl Queue {
     pub(crate) fn push(&mut self, at_us: u64, event: Event) {
         self.sequence += 1;
-        self.entries.push(Reverse(Entry { at_us, sequence: self.sequence, event }));
+        self.entries.push(Reverse(Entry {
+            at_us,
+            sequence: self.sequence,
+            event,
+        }));
     }
 
     pub(crate) fn pop(&mut self) -> Option<(u64, Event)> {
-        self.entries.pop().map(|Reverse(entry)| (entry.at_us, entry.event))
+        self.entries
+            .pop()
+            .map(|Reverse(entry)| (entry.at_us, entry.event))
     }
 
     pub(crate) fn next_us(&self) -> Option<u64> {

@@ -50,10 +50,17 @@ pub(crate) struct Incoming {
 
 impl World {
     /// Opens the streams of a task's outputs.
-    pub(crate) fn open_streams(&mut self, node: Node, task: &mut Task, locate: impl Fn(TaskId) -> Option<Node>) {
+    pub(crate) fn open_streams(
+        &mut self,
+        node: Node,
+        task: &mut Task,
+        locate: impl Fn(TaskId) -> Option<Node>,
+    ) {
         let channels: Vec<_> = task.graph.outgoing(task.key.task).collect();
         for channel in channels {
-            let Some(to) = locate(channel.to) else { continue };
+            let Some(to) = locate(channel.to) else {
+                continue;
+            };
             let connection = (to != node).then(|| self.data_connection(node, to));
             let to_life = match connection.and_then(|id| self.connections.get(&id)) {
                 Some(connection) => connection.end(connection.side_of(to)).life,
@@ -62,7 +69,11 @@ impl World {
             task.outputs.push(self.streams.len());
             let TaskKey { job, attempt, .. } = task.key;
             self.streams.push(Stream {
-                header: Header { job, attempt, channel: channel.id },
+                header: Header {
+                    job,
+                    attempt,
+                    channel: channel.id,
+                },
                 from_task: channel.from,
                 to_task: channel.to,
                 from: node,
@@ -96,13 +107,18 @@ impl World {
     }
 
     pub(crate) fn has_room(&self, task: &Task) -> bool {
-        task.outputs.iter().all(|stream| self.streams[*stream].unprocessed < FRAMES_MAX)
+        task.outputs
+            .iter()
+            .all(|stream| self.streams[*stream].unprocessed < FRAMES_MAX)
     }
 
     pub(crate) fn send_frame(&mut self, node: Node, stream: usize, frame: Frame) {
         let is_local = self.streams[stream].to == node;
-        let delay_us =
-            if is_local { self.random.between(1, 100) } else { self.network.delay_us(&mut self.random) };
+        let delay_us = if is_local {
+            self.random.between(1, 100)
+        } else {
+            self.network.delay_us(&mut self.random)
+        };
         let now_us = self.now_us;
         let sending = &mut self.streams[stream];
         sending.unprocessed += 1;
@@ -159,32 +175,63 @@ impl World {
         if task_manager.retired.contains(&(header.job, header.attempt)) {
             return;
         }
-        task_manager.incoming.entry(header).or_default().frames.push_back((stream, frame));
+        task_manager
+            .incoming
+            .entry(header)
+            .or_default()
+            .frames
+            .push_back((stream, frame));
         let Header { job, attempt, .. } = header;
-        self.run_task(node, TaskKey { job, task: to_task, attempt });
+        self.run_task(
+            node,
+            TaskKey {
+                job,
+                task: to_task,
+                attempt,
+            },
+        );
     }
 
     /// The next frame of one of a task's inputs; its sender may have room again.
     pub(crate) fn take_frame(&mut self, node: Node, task: &Task, index: usize) -> Option<Frame> {
         let TaskKey { job, attempt, .. } = task.key;
-        let header = Header { job, attempt, channel: task.inputs[index] };
-        let incoming = self.task_managers[node.worker()].incoming.get_mut(&header)?;
+        let header = Header {
+            job,
+            attempt,
+            channel: task.inputs[index],
+        };
+        let incoming = self.task_managers[node.worker()]
+            .incoming
+            .get_mut(&header)?;
         let (stream, frame) = incoming.frames.pop_front()?;
         let sender = &mut self.streams[stream];
         sender.unprocessed -= 1;
         if sender.unprocessed + 1 == FRAMES_MAX {
             let (from, life) = (sender.from, sender.from_life);
-            let task = TaskKey { job, task: sender.from_task, attempt };
+            let task = TaskKey {
+                job,
+                task: sender.from_task,
+                attempt,
+            };
             let delay_us = self.random.between(10, 500);
             let input = Input::Room { task };
-            self.after(delay_us, Event::Process { node: from, life, input });
+            self.after(
+                delay_us,
+                Event::Process {
+                    node: from,
+                    life,
+                    input,
+                },
+            );
         }
         Some(frame)
     }
 
     /// A data connection is over on this side: every attempt that used it is reported.
     pub(crate) fn data_connection_over(&mut self, node: Node, connection: u64, side: Side) {
-        let Some(found) = self.connections.get(&connection) else { return };
+        let Some(found) = self.connections.get(&connection) else {
+            return;
+        };
         let peer = found.end(side.other()).node;
         let mut attempts = std::collections::BTreeSet::new();
         for stream in &mut self.streams {
@@ -200,8 +247,15 @@ impl World {
         let attempts = known.clone();
         let task_manager = &mut self.task_managers[node.worker()];
         let is_first = task_manager.broken.is_empty();
-        task_manager.broken.extend(attempts.iter().map(|(job, attempt)| (*job, *attempt, peer)));
-        self.log(|| format!("{node}: channels of {} attempts to {peer} are broken", attempts.len()));
+        task_manager
+            .broken
+            .extend(attempts.iter().map(|(job, attempt)| (*job, *attempt, peer)));
+        self.log(|| {
+            format!(
+                "{node}: channels of {} attempts to {peer} are broken",
+                attempts.len()
+            )
+        });
         if is_first {
             self.repeat_broken(node);
         }

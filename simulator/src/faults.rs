@@ -116,7 +116,10 @@ pub(crate) enum Fault {
     ZooKeeperAway,
     StoreAway,
     /// Whose tasks run elsewhere by now.
-    Stranded { job: JobId, hosts: Vec<Node> },
+    Stranded {
+        job: JobId,
+        hosts: Vec<Node>,
+    },
 }
 
 impl World {
@@ -162,12 +165,20 @@ impl World {
             Kind::CutLeaderFromZooKeeper => self.cut(&[(leader, ZOOKEEPER)]),
             Kind::CutTaskManagerFromZooKeeper => self.cut(&[(task_manager, ZOOKEEPER)]),
             Kind::CutLeaderFromTaskManagers => {
-                self.cut(&Node::task_managers().map(|one| (leader, one)).collect::<Vec<_>>());
+                self.cut(
+                    &Node::task_managers()
+                        .map(|one| (leader, one))
+                        .collect::<Vec<_>>(),
+                );
             }
             Kind::CutPair | Kind::CutOneWay if any == task_manager => {}
             Kind::CutPair => self.block_for_a_while(vec![(any, task_manager), (task_manager, any)]),
             Kind::CutOneWay => {
-                let pair = if self.random.chance(500) { (any, task_manager) } else { (task_manager, any) };
+                let pair = if self.random.chance(500) {
+                    (any, task_manager)
+                } else {
+                    (task_manager, any)
+                };
                 self.block_for_a_while(vec![pair]);
             }
             Kind::CutTaskManagerOff => self.cut_off_for_a_while(task_manager),
@@ -192,7 +203,11 @@ impl World {
 
     /// An administrator ends a session.
     pub(crate) fn force_session_end(&mut self, node: Node) {
-        if let Some((epoch, _)) = self.zookeeper.leader().filter(|(_, leader)| *leader == node) {
+        if let Some((epoch, _)) = self
+            .zookeeper
+            .leader()
+            .filter(|(_, leader)| *leader == node)
+        {
             self.checkers.forced(epoch);
         }
         self.zookeeper.expire(node);
@@ -245,8 +260,12 @@ impl World {
 
     /// Every direction from and to a node.
     pub(crate) fn all_links(node: Node) -> Vec<(Node, Node)> {
-        let others = (0..crate::node::NODES).map(Node).filter(move |other| *other != node);
-        others.flat_map(|other| [(node, other), (other, node)]).collect()
+        let others = (0..crate::node::NODES)
+            .map(Node)
+            .filter(move |other| *other != node);
+        others
+            .flat_map(|other| [(node, other), (other, node)])
+            .collect()
     }
 
     fn block_for_a_while(&mut self, blocked: Vec<(Node, Node)>) {
@@ -257,11 +276,18 @@ impl World {
 
     fn break_control_connection(&mut self, node: Node) {
         let of_node = |connection: &crate::connection::Connection| {
-            connection.kind == crate::connection::Kind::Control && connection.end(Side::Opener).node == node
+            connection.kind == crate::connection::Kind::Control
+                && connection.end(Side::Opener).node == node
         };
-        let found = self.connections.iter().find(|(_, one)| of_node(one) && one.end(Side::Opener).open);
+        let found = self
+            .connections
+            .iter()
+            .find(|(_, one)| of_node(one) && one.end(Side::Opener).open);
         if let Some((&connection, one)) = found {
-            let ends = [(Side::Opener, *one.end(Side::Opener)), (Side::Acceptor, *one.end(Side::Acceptor))];
+            let ends = [
+                (Side::Opener, *one.end(Side::Opener)),
+                (Side::Acceptor, *one.end(Side::Acceptor)),
+            ];
             for (side, end) in ends {
                 self.happen(end.node, end.life, Input::Closed { connection, side });
             }
@@ -288,9 +314,13 @@ impl World {
         }
     }
 
+    /// A message of a leader that has been succeeded, or a deployment of what runs there, is heard once more.
     fn replay_message(&mut self, node: Node) {
-        let heard = self.task_managers[node.worker()].heard.clone();
-        if let Some(message) = self.random.pick(&heard).cloned().filter(|_| self.processes[node.0].runs()) {
+        if !self.processes[node.0].runs() {
+            return;
+        }
+        let late = self.task_managers[node.worker()].late_messages();
+        if let Some(message) = self.random.pick(&late).cloned() {
             self.log(|| format!("{node}: hears epoch {} once more", message.epoch));
             self.obey(node, message);
         }
@@ -304,7 +334,9 @@ impl World {
 
     fn strand(&mut self, node: Node) {
         let tasks = &self.task_managers[node.worker()].tasks;
-        let Some(job) = tasks.values().next().map(|task| task.key.job) else { return };
+        let Some(job) = tasks.values().next().map(|task| task.key.job) else {
+            return;
+        };
         let mut hosts = vec![node];
         if self.random.chance(700) {
             hosts.extend(self.places(job).into_values().filter(|host| *host != node));
@@ -320,13 +352,21 @@ impl World {
     fn strands_meet(&mut self, job: JobId, hosts: &[Node]) {
         let links = Self::links_to_leaders(hosts);
         self.unblock(&links);
-        let newest = self.task_managers.iter().flat_map(|one| one.tasks.values());
-        let newest = newest.filter(|task| task.key.job == job).map(|task| task.key.attempt).max();
+        let stranded: Vec<_> = hosts
+            .iter()
+            .flat_map(|node| self.task_managers[node.worker()].tasks.values())
+            .map(|task| task.key)
+            .filter(|key| key.job == job)
+            .collect();
+        let succeeds = |newer: &TaskKey| {
+            stranded.iter().any(|old| {
+                (old.job, old.task) == (newer.job, newer.task) && old.attempt < newer.attempt
+            })
+        };
         let successors: Vec<Node> = Node::task_managers()
-            .filter(|node| !hosts.contains(node))
             .filter(|node| {
                 let mut tasks = self.task_managers[node.worker()].tasks.values();
-                tasks.any(|task| task.key.job == job && Some(task.key.attempt) == newest)
+                tasks.any(|task| succeeds(&task.key))
             })
             .collect();
         let leader = self.leader();
@@ -372,10 +412,14 @@ impl World {
     ) -> bool {
         let mut attempts = std::collections::BTreeSet::new();
         for location in locations {
-            let running = Node::task_managers().filter(|node| self.processes[node.0].runs()).find_map(|node| {
-                let task = self.task_managers[node.worker()].tasks.get(&(job, location.task))?;
-                task.running.then_some(task.key.attempt)
-            });
+            let running = Node::task_managers()
+                .filter(|node| self.processes[node.0].runs())
+                .find_map(|node| {
+                    let task = self.task_managers[node.worker()]
+                        .tasks
+                        .get(&(job, location.task))?;
+                    task.running.then_some(task.key.attempt)
+                });
             let Some(attempt) = running else { return false };
             attempts.insert(attempt);
         }

@@ -60,7 +60,10 @@ impl JobManager {
 
     /// The TaskManagers that are registered with it and not suspected.
     pub(crate) fn members(&self) -> Vec<Node> {
-        let members = self.leader.iter().flat_map(|leader| leader.membership().members());
+        let members = self
+            .leader
+            .iter()
+            .flat_map(|leader| leader.membership().members());
         members
             .filter(|member| member.suspected_until.is_none())
             .filter_map(|member| Node::named(&member.registration.id.0))
@@ -84,8 +87,15 @@ impl World {
         self.wake_machines(node);
         match input {
             Input::Wake { .. } => {}
-            Input::Message { connection, message } => self.leader_message(node, connection, *message),
-            Input::Silence { connection, side, since_us } => {
+            Input::Message {
+                connection,
+                message,
+            } => self.leader_message(node, connection, *message),
+            Input::Silence {
+                connection,
+                side,
+                since_us,
+            } => {
                 if self.was_silent(connection, side, since_us) {
                     self.control_over(node, connection, HowLost::StreamBroken);
                 }
@@ -101,7 +111,11 @@ impl World {
             }
             Input::SessionTick => self.keep_session(node),
             Input::Watch { snapshot } => self.watched(node, snapshot),
-            Input::Registry { operation, purpose, outcome } => {
+            Input::Registry {
+                operation,
+                purpose,
+                outcome,
+            } => {
                 self.registry_answers(node, *operation, purpose, *outcome);
             }
             Input::Store { answer } => self.store_answers(node, *answer),
@@ -116,7 +130,11 @@ impl World {
     fn wake_machines(&mut self, node: Node) {
         let now = self.local(node);
         let job_manager = &mut self.job_managers[node.0];
-        if job_manager.leadership.poll_timeout().is_some_and(|due| due <= now) {
+        if job_manager
+            .leadership
+            .poll_timeout()
+            .is_some_and(|due| due <= now)
+        {
             job_manager.leadership.handle_timeout(now);
             self.perform_leadership(node);
         }
@@ -163,15 +181,26 @@ impl World {
     fn set_timer(&mut self, node: Node) {
         let job_manager = &self.job_managers[node.0];
         let leader = job_manager.leader.as_ref().and_then(Leader::poll_timeout);
-        let due = [job_manager.leadership.poll_timeout(), leader].into_iter().flatten().min();
+        let due = [job_manager.leadership.poll_timeout(), leader]
+            .into_iter()
+            .flatten()
+            .min();
         let process = &mut self.processes[node.0];
         let at_us = due.map(|due| process.clock.world_us(due).max(self.now_us));
-        let Some(at_us) = at_us.filter(|at_us| process.wake_at_us.is_none_or(|wake| *at_us < wake)) else {
+        let Some(at_us) = at_us.filter(|at_us| process.wake_at_us.is_none_or(|wake| *at_us < wake))
+        else {
             return;
         };
         process.wake_at_us = Some(at_us);
         let life = process.life;
-        self.schedule(at_us, Event::Process { node, life, input: Input::Wake { at_us } });
+        self.schedule(
+            at_us,
+            Event::Process {
+                node,
+                life,
+                input: Input::Wake { at_us },
+            },
+        );
     }
 
     fn perform_leadership(&mut self, node: Node) {
@@ -188,7 +217,11 @@ impl World {
                 }
                 Action::Lead { epoch } => self.lead(node, epoch),
                 Action::Confirm { epoch } => {
-                    self.ask(node, Operation::Confirm(epoch), Purpose::Confirm { epoch, sent_at });
+                    self.ask(
+                        node,
+                        Operation::Confirm(epoch),
+                        Purpose::Confirm { epoch, sent_at },
+                    );
                 }
                 Action::StepDown { epoch, reason } => {
                     self.log(|| format!("{node}: steps down from epoch {epoch}: {reason}"));
@@ -236,7 +269,10 @@ impl World {
         for connection in std::mem::take(&mut self.job_managers[node.0].connections) {
             self.close(connection, Side::Acceptor);
         }
-        let waiting = submitters.into_values().chain(cancellers.into_values()).flatten();
+        let waiting = submitters
+            .into_values()
+            .chain(cancellers.into_values())
+            .flatten();
         for (user, turn) in waiting.collect::<Vec<_>>() {
             self.answer_user(user, turn, Answer::NotLeading(None));
         }
@@ -264,7 +300,11 @@ impl World {
         {
             job_manager.confirming_election = Some(epoch);
             let sent_at = self.local(node);
-            self.ask(node, Operation::Confirm(epoch), Purpose::Elected { epoch, sent_at });
+            self.ask(
+                node,
+                Operation::Confirm(epoch),
+                Purpose::Elected { epoch, sent_at },
+            );
         }
     }
 
@@ -284,7 +324,13 @@ impl World {
         }
     }
 
-    fn registry_answers(&mut self, node: Node, operation: Operation, purpose: Purpose, outcome: Outcome) {
+    fn registry_answers(
+        &mut self,
+        node: Node,
+        operation: Operation,
+        purpose: Purpose,
+        outcome: Outcome,
+    ) {
         let succeeded = matches!(outcome, Outcome::Done);
         match purpose {
             // Whether the node was made is seen by the watch; without a session it is made again with the next.
@@ -293,7 +339,9 @@ impl World {
                     self.ask(node, Operation::Stand, Purpose::Stand);
                 }
             }
-            Purpose::Elected { epoch, sent_at } => self.election_confirmed(node, epoch, sent_at, &outcome),
+            Purpose::Elected { epoch, sent_at } => {
+                self.election_confirmed(node, epoch, sent_at, &outcome)
+            }
             Purpose::Confirm { epoch, sent_at } => self.tell_leadership(
                 node,
                 match outcome {
@@ -317,7 +365,13 @@ impl World {
         }
     }
 
-    fn election_confirmed(&mut self, node: Node, epoch: Epoch, sent_at: tidemill_core::Time, outcome: &Outcome) {
+    fn election_confirmed(
+        &mut self,
+        node: Node,
+        epoch: Epoch,
+        sent_at: tidemill_core::Time,
+        outcome: &Outcome,
+    ) {
         let session_timeout = Duration::from_micros(self.options.zookeeper.session_timeout_us);
         let job_manager = &mut self.job_managers[node.0];
         if job_manager.confirming_election != Some(epoch) {
@@ -329,7 +383,11 @@ impl World {
                 job_manager.lock = Some(epoch);
                 job_manager.standing = false;
                 let session_timeout = Some(session_timeout);
-                let event = Told::Elected { epoch, confirmed_at: sent_at, session_timeout };
+                let event = Told::Elected {
+                    epoch,
+                    confirmed_at: sent_at,
+                    session_timeout,
+                };
                 self.tell_leadership(node, event);
             }
             // The node is gone, and with it the candidature: it stands anew.
@@ -348,7 +406,11 @@ impl World {
         };
         let loaded = jobs.into_iter().filter_map(|(record, pointers)| {
             let graph = Ok(self.users.spec(record.id)?.graph());
-            Some(LoadedJob { record, graph, pointers })
+            Some(LoadedJob {
+                record,
+                graph,
+                pointers,
+            })
         });
         let loaded = loaded.collect();
         if self.job_managers[node.0].leadership.epoch() == Some(epoch) {
@@ -359,14 +421,25 @@ impl World {
 
     fn store_answers(&mut self, node: Node, answer: StoreAnswer) {
         match answer {
-            StoreAnswer::GraphsRead { epoch, succeeded: true } => {
+            StoreAnswer::GraphsRead {
+                epoch,
+                succeeded: true,
+            } => {
                 self.tell_leadership(node, Told::TakenOver { epoch });
             }
-            StoreAnswer::GraphsRead { epoch, succeeded: false } => {
+            StoreAnswer::GraphsRead {
+                epoch,
+                succeeded: false,
+            } => {
                 let reason = "a job's graph cannot be read".to_owned();
                 self.tell_leadership(node, Told::TakeOverFailed { epoch, reason });
             }
-            StoreAnswer::GraphWritten { user, turn, job, succeeded } => {
+            StoreAnswer::GraphWritten {
+                user,
+                turn,
+                job,
+                succeeded,
+            } => {
                 self.graph_written(node, user, turn, job, succeeded);
             }
             other => self.stored(node, other),
@@ -381,10 +454,18 @@ impl World {
                 self.send(connection, Side::Acceptor, Message::Welcome);
             }
             Message::Hello => self.close(connection, Side::Acceptor),
-            Message::ToLeader(message) if self.job_managers[node.0].connections.contains(&connection) => {
+            Message::ToLeader(message)
+                if self.job_managers[node.0].connections.contains(&connection) =>
+            {
                 let event = match message {
-                    ToLeader::Register(registration) => leader::Event::Registering { connection: id, registration },
-                    message => leader::Event::Message { connection: id, message },
+                    ToLeader::Register(registration) => leader::Event::Registering {
+                        connection: id,
+                        registration,
+                    },
+                    message => leader::Event::Message {
+                        connection: id,
+                        message,
+                    },
                 };
                 self.tell_leader(node, event);
             }
@@ -395,6 +476,13 @@ impl World {
     fn control_over(&mut self, node: Node, connection: u64, how: HowLost) {
         self.job_managers[node.0].connections.remove(&connection);
         let reason = format!("{how:?}");
-        self.tell_leader(node, leader::Event::ConnectionLost { connection: ConnectionId(connection), how, reason });
+        self.tell_leader(
+            node,
+            leader::Event::ConnectionLost {
+                connection: ConnectionId(connection),
+                how,
+                reason,
+            },
+        );
     }
 }

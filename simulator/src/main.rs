@@ -75,7 +75,11 @@ fn scenarios(name: Option<&str>) -> Result<Vec<Option<&'static Scenario>>, Strin
         Some("all") => Ok(SCENARIOS.iter().map(Some).collect()),
         Some(name) => match Scenario::named(name) {
             Some(scenario) => Ok(vec![Some(scenario)]),
-            None => Err(SCENARIOS.iter().map(|scenario| scenario.name).collect::<Vec<_>>().join(", ")),
+            None => Err(SCENARIOS
+                .iter()
+                .map(|scenario| scenario.name)
+                .collect::<Vec<_>>()
+                .join(", ")),
         },
     }
 }
@@ -116,7 +120,10 @@ fn run_all(arguments: &Arguments, scenario: Option<&'static Scenario>) -> Option
         totals.add(&report.counts);
         events += report.events;
     }
-    let failed: Vec<&Report> = reports.values().filter(|report| report.failure.is_some()).collect();
+    let failed: Vec<&Report> = reports
+        .values()
+        .filter(|report| report.failure.is_some())
+        .collect();
     for report in failed.iter().take(10) {
         explain(report, scenario);
     }
@@ -135,15 +142,25 @@ fn run_all(arguments: &Arguments, scenario: Option<&'static Scenario>) -> Option
 
 /// Says what is wrong, how to see it again, and where the events are.
 fn explain(report: &Report, scenario: Option<&Scenario>) {
-    let Some(failure) = &report.failure else { return };
-    let named = scenario.map(|scenario| format!(" --scenario {}", scenario.name)).unwrap_or_default();
+    let Some(failure) = &report.failure else {
+        return;
+    };
+    let named = scenario
+        .map(|scenario| format!(" --scenario {}", scenario.name))
+        .unwrap_or_default();
     println!("seed {}: {failure:?}", report.seed);
-    println!("  replay: cargo xtask sim --seed {}{named} --step", report.seed);
+    println!(
+        "  replay: cargo xtask sim --seed {}{named} --step",
+        report.seed
+    );
     let again = run(report.seed, scenario, true);
     let file = std::env::temp_dir().join(format!("tidemill-sim-{}.log", report.seed));
     match std::fs::write(&file, again.lines.join("\n")) {
         Ok(()) => println!("  {} events are in {}", again.lines.len(), file.display()),
-        Err(error) => println!("  the events cannot be written to {}: {error}", file.display()),
+        Err(error) => println!(
+            "  the events cannot be written to {}: {error}",
+            file.display()
+        ),
     }
 }
 
@@ -168,7 +185,11 @@ fn print_totals(totals: &Counts) {
         totals.store_failures,
         totals.damaged
     );
-    let faults: Vec<String> = totals.faults.iter().map(|(kind, count)| format!("{kind:?} {count}")).collect();
+    let faults: Vec<String> = totals
+        .faults
+        .iter()
+        .map(|(kind, count)| format!("{kind:?} {count}"))
+        .collect();
     if !faults.is_empty() {
         println!("  faults: {}", faults.join(", "));
     }
@@ -215,26 +236,45 @@ fn in_parallel(
 fn hunt(arguments: &Arguments) -> ExitCode {
     use tidemill_simulator::mutations::{self, Mutation, SEEDS_MAX};
 
-    let seeds = Arguments { seeds: arguments.seeds.max(SEEDS_MAX), step: false, until: None, scenario: None, ..*arguments };
+    let seeds = Arguments {
+        seeds: arguments.seeds.max(SEEDS_MAX),
+        step: false,
+        until: None,
+        scenario: None,
+        ..*arguments
+    };
     let mut missed = 0;
     for mutation in Mutation::ALL {
         mutations::set(Some(mutation));
-        let reports = in_parallel(&seeds, |seed| run(seed, None, false), |report| report.failure.is_some());
+        let reports = in_parallel(
+            &seeds,
+            |seed| run(seed, None, false),
+            |report| report.failure.is_some(),
+        );
         mutations::set(None);
         match reports.values().find(|report| report.failure.is_some()) {
-            Some(found) => println!("{mutation:?}: seed {} shows it: {:?}", found.seed, found.failure),
+            Some(found) => println!(
+                "{mutation:?}: seed {} shows it: {:?}",
+                found.seed, found.failure
+            ),
             None => {
                 missed += 1;
                 println!("{mutation:?}: NOT FOUND in {} seeds", reports.len());
             }
         }
     }
-    if missed == 0 { ExitCode::SUCCESS } else { ExitCode::from(1) }
+    if missed == 0 {
+        ExitCode::SUCCESS
+    } else {
+        ExitCode::from(1)
+    }
 }
 
 /// Without the feature nothing can be broken.
 #[cfg(not(feature = "mutations"))]
 fn hunt(_: &Arguments) -> ExitCode {
-    eprintln!("this simulator was built without the feature `mutations`: use `cargo xtask sim --mutations`");
+    eprintln!(
+        "this simulator was built without the feature `mutations`: use `cargo xtask sim --mutations`"
+    );
     ExitCode::from(2)
 }

@@ -15,7 +15,10 @@ pub(crate) struct Network {
 
 impl Network {
     pub(crate) fn new(options: NetworkOptions) -> Self {
-        Self { options, blocked: [[0; NODES]; NODES] }
+        Self {
+            options,
+            blocked: [[0; NODES]; NODES],
+        }
     }
 
     pub(crate) fn block(&mut self, from: Node, to: Node) {

@@ -37,7 +37,9 @@ impl Node {
     /// The TaskManager of this name.
     pub(crate) fn named(name: &str) -> Option<Self> {
         let number = name.strip_prefix("TM-")?.parse().ok()?;
-        (1..=TASK_MANAGERS).contains(&number).then(|| Self::task_manager(number))
+        (1..=TASK_MANAGERS)
+            .contains(&number)
+            .then(|| Self::task_manager(number))
     }
 
     /// Every JobManager.

@@ -197,7 +197,8 @@ impl Options {
         }
         if random.chance(500) {
             self.network.spike_per_mille = random.between(1, 20) as u32;
-            self.network.spike_max_us = self.network.delay_max_us + random.between(100, 2_000) * MILLISECOND;
+            self.network.spike_max_us =
+                self.network.delay_max_us + random.between(100, 2_000) * MILLISECOND;
         }
         if random.chance(300) {
             self.network.lost_attempts_per_mille = random.between(10, 200) as u32;

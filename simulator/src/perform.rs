@@ -19,23 +19,34 @@ use crate::zookeeper::{Operation, Outcome, Purpose};
 
 impl World {
     pub(crate) fn perform(&mut self, node: Node, action: Action) {
-        let Some(epoch) = self.job_managers[node.0].leads() else { return };
+        let Some(epoch) = self.job_managers[node.0].leads() else {
+            return;
+        };
         let life = self.processes[node.0].life;
         let judged = self.checkers.acts(node, life, epoch);
         self.judge(judged);
         match action {
             Action::AcceptTaskManager { connection } => self.registered(node, epoch, connection),
             Action::RefuseTaskManager { connection, reason } => {
-                let message = FromLeader { epoch, command: Command::Refused { reason } };
+                let message = FromLeader {
+                    epoch,
+                    command: Command::Refused { reason },
+                };
                 self.send(connection.0, Side::Acceptor, Message::FromLeader(message));
             }
             Action::CloseTaskManager { connection, .. } => {
                 self.job_managers[node.0].connections.remove(&connection.0);
                 self.close(connection.0, Side::Acceptor);
             }
-            Action::Send { connection, message } => self.speak(connection, message),
+            Action::Send {
+                connection,
+                message,
+            } => self.speak(connection, message),
             Action::StoreJobRecord(record) => {
-                let purpose = Purpose::StoreRecord { epoch, job: record.id };
+                let purpose = Purpose::StoreRecord {
+                    epoch,
+                    job: record.id,
+                };
                 self.ask(node, Operation::PutJob(epoch, Box::new(record)), purpose);
             }
             Action::SubmissionStored { job } => self.answer_submitter(node, job, true),
@@ -49,16 +60,35 @@ impl World {
             Action::WriteMetadata(metadata) => {
                 self.ask_store(node, StoreRequest::WriteMetadata { epoch, metadata });
             }
-            Action::PublishPointers { job, checkpoint, pointers } => {
-                let purpose = Purpose::Publish { epoch, job, checkpoint };
+            Action::PublishPointers {
+                job,
+                checkpoint,
+                pointers,
+            } => {
+                let purpose = Purpose::Publish {
+                    epoch,
+                    job,
+                    checkpoint,
+                };
                 self.ask(node, Operation::PutPointers(epoch, job, pointers), purpose);
             }
             Action::ReadPointers { job, checkpoint } => {
-                let purpose = Purpose::ReadBack { epoch, job, checkpoint };
+                let purpose = Purpose::ReadBack {
+                    epoch,
+                    job,
+                    checkpoint,
+                };
                 self.ask(node, Operation::ReadPointers(job), purpose);
             }
             Action::LoadMetadata { job, pointer } => {
-                self.ask_store(node, StoreRequest::ReadMetadata { epoch, job, pointer });
+                self.ask_store(
+                    node,
+                    StoreRequest::ReadMetadata {
+                        epoch,
+                        job,
+                        pointer,
+                    },
+                );
             }
             Action::DeleteCheckpoints { job, retained, .. } => {
                 if let Some(up_to) = retained.iter().map(|pointer| pointer.checkpoint).max() {
@@ -71,14 +101,21 @@ impl World {
                 self.ask(node, Operation::PutPointers(epoch, job, nothing), purpose);
             }
             Action::ForgetJob { job } => {
-                self.ask(node, Operation::RemoveJob(epoch, job), Purpose::RemoveJob { epoch, job });
+                self.ask(
+                    node,
+                    Operation::RemoveJob(epoch, job),
+                    Purpose::RemoveJob { epoch, job },
+                );
             }
             Action::Note(note) => self.note(node, &note),
         }
     }
 
     fn registered(&mut self, node: Node, epoch: Epoch, connection: ConnectionId) {
-        if !self.job_managers[node.0].connections.contains(&connection.0) {
+        if !self.job_managers[node.0]
+            .connections
+            .contains(&connection.0)
+        {
             return;
         }
         let command = Command::Registered {
@@ -93,11 +130,16 @@ impl World {
     fn speak(&mut self, connection: ConnectionId, message: FromLeader) {
         if let Command::Deploy(deployment) = &message.command {
             let runs = self.runs_undisturbed(deployment.job, &deployment.locations);
-            let judged = self.checkers.deployed(deployment, runs && self.options.restarts_nothing);
+            let judged = self
+                .checkers
+                .deployed(deployment, runs && self.options.restarts_nothing);
             self.counts.deployments += 1;
             self.judge(judged);
         }
-        if let Command::CompleteCheckpoint { job, checkpoint, .. } = &message.command {
+        if let Command::CompleteCheckpoint {
+            job, checkpoint, ..
+        } = &message.command
+        {
             let judged = self.checkers.completed(*job, *checkpoint);
             self.judge(judged);
         }
@@ -106,8 +148,14 @@ impl World {
 
     fn note(&mut self, node: Node, note: &Note) {
         match note {
-            Note::Job { note: job::Note::RecoveryBegun { .. }, .. } => self.counts.recoveries += 1,
-            Note::Job { note: job::Note::Adopted { .. }, .. } => self.counts.adoptions += 1,
+            Note::Job {
+                note: job::Note::RecoveryBegun { .. },
+                ..
+            } => self.counts.recoveries += 1,
+            Note::Job {
+                note: job::Note::Adopted { .. },
+                ..
+            } => self.counts.adoptions += 1,
             _ => {}
         }
         if self.log.is_on() {
@@ -119,14 +167,21 @@ impl World {
     fn answer_submitter(&mut self, node: Node, job: JobId, stored: bool) {
         let waiting = self.job_managers[node.0].submitters.remove(&job);
         for (user, turn) in waiting.unwrap_or_default() {
-            let answer = if stored { Answer::Stored(job) } else { Answer::Rejected };
+            let answer = if stored {
+                Answer::Stored(job)
+            } else {
+                Answer::Rejected
+            };
             self.answer_user(user, turn, answer);
         }
     }
 
     pub(crate) fn answer_user(&mut self, user: usize, turn: u64, answer: Answer) {
         let delay_us = self.random.between(1, 20) * MILLISECOND;
-        self.after(delay_us, crate::event::Event::UserHears { user, turn, answer });
+        self.after(
+            delay_us,
+            crate::event::Event::UserHears { user, turn, answer },
+        );
     }
 
     /// A user's submission reaches a JobManager: what it needs is stored before the leader hears of it.
@@ -138,11 +193,25 @@ impl World {
     }
 
     fn redirect(&mut self, node: Node, user: usize, turn: u64) {
-        let leader = self.zookeeper.clients[node.0].seen.leader.map(|(_, node, _)| node);
-        self.answer_user(user, turn, Answer::NotLeading(leader.filter(|leader| *leader != node)));
+        let leader = self.zookeeper.clients[node.0]
+            .seen
+            .leader
+            .map(|(_, node, _)| node);
+        self.answer_user(
+            user,
+            turn,
+            Answer::NotLeading(leader.filter(|leader| *leader != node)),
+        );
     }
 
-    pub(crate) fn graph_written(&mut self, node: Node, user: usize, turn: u64, job: JobId, succeeded: bool) {
+    pub(crate) fn graph_written(
+        &mut self,
+        node: Node,
+        user: usize,
+        turn: u64,
+        job: JobId,
+        succeeded: bool,
+    ) {
         if !succeeded {
             return self.answer_user(user, turn, Answer::Rejected);
         }
@@ -154,28 +223,53 @@ impl World {
             return self.answer_user(user, turn, Answer::Stored(job));
         }
         let is_being_stored = leader.submissions().any(|(record, _)| record.id == job);
-        let Some(spec) = self.users.spec(job) else { return };
+        let Some(spec) = self.users.spec(job) else {
+            return;
+        };
         let record = spec.record(job, self.now_us / MILLISECOND);
-        self.job_managers[node.0].submitters.entry(job).or_default().push((user, turn));
+        self.job_managers[node.0]
+            .submitters
+            .entry(job)
+            .or_default()
+            .push((user, turn));
         if is_being_stored {
             return;
         }
-        self.tell_leader(node, leader::Event::JobSubmitted { record, graph: spec.graph() });
+        self.tell_leader(
+            node,
+            leader::Event::JobSubmitted {
+                record,
+                graph: spec.graph(),
+            },
+        );
     }
 
     pub(crate) fn cancel_asked(&mut self, node: Node, user: usize, turn: u64, job: JobId) {
         let Some(leader) = &self.job_managers[node.0].leader else {
             return self.redirect(node, user, turn);
         };
-        if leader.job(job).is_none_or(|known| known.phase().is_terminal()) {
+        if leader
+            .job(job)
+            .is_none_or(|known| known.phase().is_terminal())
+        {
             return self.answer_user(user, turn, Answer::Ended);
         }
-        self.job_managers[node.0].cancellers.entry(job).or_default().push((user, turn));
+        self.job_managers[node.0]
+            .cancellers
+            .entry(job)
+            .or_default()
+            .push((user, turn));
         self.tell_leader(node, leader::Event::CancelRequested { job });
     }
 
     /// What came of a write or a read of the registry.
-    pub(crate) fn written(&mut self, node: Node, operation: Operation, purpose: Purpose, outcome: &Outcome) {
+    pub(crate) fn written(
+        &mut self,
+        node: Node,
+        operation: Operation,
+        purpose: Purpose,
+        outcome: &Outcome,
+    ) {
         let (epoch, job) = match purpose {
             Purpose::StoreRecord { epoch, job }
             | Purpose::Publish { epoch, job, .. }
@@ -195,25 +289,40 @@ impl World {
         let result = match (purpose, outcome) {
             // A record is written until it is certain that it is there, or that a submission is not. What was certainly
             // not written waits for the registry.
-            (Purpose::StoreRecord { .. }, Outcome::Unknown) => return self.ask(node, operation, purpose),
+            (Purpose::StoreRecord { .. }, Outcome::Unknown) => {
+                return self.ask(node, operation, purpose);
+            }
             (Purpose::StoreRecord { .. }, Outcome::Failed) if !is_submitted => {
                 return self.ask(node, operation, purpose);
             }
-            (Purpose::Publish { .. }, Outcome::Failed) => return self.ask(node, operation, purpose),
+            (Purpose::Publish { .. }, Outcome::Failed) => {
+                return self.ask(node, operation, purpose);
+            }
             (Purpose::StoreRecord { .. }, Outcome::Done) => job::Event::RecordStored,
             (Purpose::StoreRecord { .. }, _) => job::Event::RecordFailed { reason: reason() },
-            (Purpose::Publish { checkpoint, .. }, outcome) => job::Event::Checkpoint(match outcome {
-                Outcome::Done => checkpoint::Event::Published { checkpoint },
-                Outcome::Unknown => checkpoint::Event::PublishUnknown { checkpoint },
-                _ => checkpoint::Event::PublishRefused { checkpoint, reason: reason() },
-            }),
-            (Purpose::ReadBack { checkpoint, .. }, outcome) => job::Event::Checkpoint(match outcome {
-                Outcome::Pointers(pointers) => {
-                    checkpoint::Event::PointersRead { checkpoint, pointers: pointers.clone() }
-                }
-                _ => checkpoint::Event::PointersUnreadable { checkpoint },
-            }),
-            (Purpose::ClearPointers { .. } | Purpose::RemoveJob { .. }, Outcome::Done | Outcome::UnknownJob) => {
+            (Purpose::Publish { checkpoint, .. }, outcome) => {
+                job::Event::Checkpoint(match outcome {
+                    Outcome::Done => checkpoint::Event::Published { checkpoint },
+                    Outcome::Unknown => checkpoint::Event::PublishUnknown { checkpoint },
+                    _ => checkpoint::Event::PublishRefused {
+                        checkpoint,
+                        reason: reason(),
+                    },
+                })
+            }
+            (Purpose::ReadBack { checkpoint, .. }, outcome) => {
+                job::Event::Checkpoint(match outcome {
+                    Outcome::Pointers(pointers) => checkpoint::Event::PointersRead {
+                        checkpoint,
+                        pointers: pointers.clone(),
+                    },
+                    _ => checkpoint::Event::PointersUnreadable { checkpoint },
+                })
+            }
+            (
+                Purpose::ClearPointers { .. } | Purpose::RemoveJob { .. },
+                Outcome::Done | Outcome::UnknownJob,
+            ) => {
                 // Objects go only when no pointer names them any more.
                 return self.clean_up(node, job, Vec::new(), CheckpointId::new(epoch, u64::MAX));
             }
@@ -222,8 +331,18 @@ impl World {
         self.tell_leader(node, leader::Event::Performed { job, result });
     }
 
-    fn clean_up(&mut self, node: Node, job: JobId, retained: Vec<CheckpointPointer>, up_to: CheckpointId) {
-        let request = StoreRequest::CleanUp { job, retained, up_to };
+    fn clean_up(
+        &mut self,
+        node: Node,
+        job: JobId,
+        retained: Vec<CheckpointPointer>,
+        up_to: CheckpointId,
+    ) {
+        let request = StoreRequest::CleanUp {
+            job,
+            retained,
+            up_to,
+        };
         let clean_ups = self.job_managers[node.0].clean_ups.entry(job).or_default();
         clean_ups.push_back(request.clone());
         if clean_ups.len() == 1 {
@@ -234,22 +353,37 @@ impl World {
     /// What came of a request to the store.
     pub(crate) fn stored(&mut self, node: Node, answer: StoreAnswer) {
         let (epoch, job, result) = match answer {
-            StoreAnswer::MetadataWritten { epoch, job, checkpoint, object } => {
+            StoreAnswer::MetadataWritten {
+                epoch,
+                job,
+                checkpoint,
+                object,
+            } => {
                 let event = match object {
                     Some(object) => checkpoint::Event::MetadataWritten { checkpoint, object },
-                    None => checkpoint::Event::MetadataFailed { checkpoint, reason: "the store".to_owned() },
+                    None => checkpoint::Event::MetadataFailed {
+                        checkpoint,
+                        reason: "the store".to_owned(),
+                    },
                 };
                 (epoch, job, job::Event::Checkpoint(event))
             }
-            StoreAnswer::MetadataRead { epoch, job, checkpoint, read } => {
+            StoreAnswer::MetadataRead {
+                epoch,
+                job,
+                checkpoint,
+                read,
+            } => {
                 let event = match read {
                     Ok(metadata) => job::Event::MetadataLoaded(metadata),
-                    Err(Preparation::Lost) => {
-                        job::Event::MetadataDamaged { checkpoint, reason: "damaged".to_owned() }
-                    }
-                    Err(Preparation::Unavailable) => {
-                        job::Event::MetadataUnavailable { checkpoint, reason: "the store".to_owned() }
-                    }
+                    Err(Preparation::Lost) => job::Event::MetadataDamaged {
+                        checkpoint,
+                        reason: "damaged".to_owned(),
+                    },
+                    Err(Preparation::Unavailable) => job::Event::MetadataUnavailable {
+                        checkpoint,
+                        reason: "the store".to_owned(),
+                    },
                 };
                 (epoch, job, event)
             }

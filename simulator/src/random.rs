@@ -61,7 +61,11 @@ mod tests {
         };
         assert_eq!(draw(7), draw(7));
         assert_ne!(draw(7), draw(8));
-        assert_eq!(draw(0)[0], 0xE220_A839_7B1D_CDAF, "the reference's first number");
+        assert_eq!(
+            draw(0)[0],
+            0xE220_A839_7B1D_CDAF,
+            "the reference's first number"
+        );
     }
 
     #[test]

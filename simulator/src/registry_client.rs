@@ -60,38 +60,79 @@ impl World {
     pub(crate) fn reset_client(&mut self, node: Node) {
         let client = &mut self.zookeeper.clients[node.0];
         let generation = client.generation + 1;
-        *client = Client { generation, ..Client::default() };
+        *client = Client {
+            generation,
+            ..Client::default()
+        };
     }
 
     /// Asks ZooKeeper; the answer comes as an input. While the connection is suspended, the request waits.
     pub(crate) fn ask(&mut self, node: Node, operation: Operation, purpose: Purpose) {
         if !self.zookeeper.clients[node.0].is_connected() {
-            return self.zookeeper.clients[node.0].waiting.push_back((operation, purpose));
+            return self.zookeeper.clients[node.0]
+                .waiting
+                .push_back((operation, purpose));
         }
         let delay_us = self.network.delay_us(&mut self.random);
         let client = &mut self.zookeeper.clients[node.0];
         client.last_id += 1;
-        client.pending.push_back((client.last_id, operation.clone(), purpose));
+        client
+            .pending
+            .push_back((client.last_id, operation.clone(), purpose));
         client.last_request_us = client.last_request_us.max(self.now_us + delay_us);
         let (at_us, id, generation) = (client.last_request_us, client.last_id, client.generation);
         let operation = Box::new(operation);
-        self.schedule(at_us, Event::RequestArrives { node, generation, id, operation });
+        self.schedule(
+            at_us,
+            Event::RequestArrives {
+                node,
+                generation,
+                id,
+                operation,
+            },
+        );
     }
 
     /// An answer arrives, after those before it. What is cut off for a while is sent again.
-    pub(crate) fn answer_arrives(&mut self, node: Node, generation: u64, id: u64, outcome: Box<Outcome>) {
+    pub(crate) fn answer_arrives(
+        &mut self,
+        node: Node,
+        generation: u64,
+        id: u64,
+        outcome: Box<Outcome>,
+    ) {
         let now_us = self.now_us;
         let passes = self.network.passes(ZOOKEEPER, node);
         let client = &mut self.zookeeper.clients[node.0];
         if client.generation != generation || !client.is_connected() {
             return;
         }
-        if !passes || client.pending.front().is_some_and(|(first, ..)| *first < id) {
-            return self.after(AGAIN_US, Event::AnswerArrives { node, generation, id, outcome });
+        if !passes
+            || client
+                .pending
+                .front()
+                .is_some_and(|(first, ..)| *first < id)
+        {
+            return self.after(
+                AGAIN_US,
+                Event::AnswerArrives {
+                    node,
+                    generation,
+                    id,
+                    outcome,
+                },
+            );
         }
         client.heard_us = now_us;
         if let Some((_, operation, purpose)) = client.pending.pop_front() {
-            self.happen_to(node, Input::Registry { operation: Box::new(operation), purpose, outcome });
+            self.happen_to(
+                node,
+                Input::Registry {
+                    operation: Box::new(operation),
+                    purpose,
+                    outcome,
+                },
+            );
         }
     }
 
@@ -117,9 +158,20 @@ impl World {
     pub(crate) fn keep_session(&mut self, node: Node) {
         let timeout_us = self.options.zookeeper.session_timeout_us;
         let connected = self.zookeeper.clients[node.0].is_connected();
-        let pause_us = if connected { timeout_us / 6 } else { self.random.between(100, 500) * MILLISECOND };
+        let pause_us = if connected {
+            timeout_us / 6
+        } else {
+            self.random.between(100, 500) * MILLISECOND
+        };
         let life = self.processes[node.0].life;
-        self.after(pause_us, Event::Process { node, life, input: Input::SessionTick });
+        self.after(
+            pause_us,
+            Event::Process {
+                node,
+                life,
+                input: Input::SessionTick,
+            },
+        );
         let is_up = self.zookeeper.is_up;
         let hears = is_up && self.network.passes(ZOOKEEPER, node);
         let speaks = is_up && self.network.passes(node, ZOOKEEPER);
@@ -165,7 +217,11 @@ impl World {
         client.state = State::Connected;
         client.generation += 1;
         client.heard_us = now_us;
-        (client.last_request_us, client.last_answer_us, client.last_watch_us) = (now_us, now_us, now_us);
+        (
+            client.last_request_us,
+            client.last_answer_us,
+            client.last_watch_us,
+        ) = (now_us, now_us, now_us);
         let generation = client.generation;
         client.served = client.last_id;
         let waiting = std::mem::take(&mut client.waiting);
@@ -191,15 +247,36 @@ impl World {
     fn forget_pending(&mut self, node: Node) {
         let pending = std::mem::take(&mut self.zookeeper.clients[node.0].pending);
         for (_, operation, purpose) in pending {
-            let outcome = if is_read(&operation) { Outcome::Failed } else { Outcome::Unknown };
+            let outcome = if is_read(&operation) {
+                Outcome::Failed
+            } else {
+                Outcome::Unknown
+            };
             self.tell_outcome(node, operation, purpose, outcome);
         }
     }
 
-    fn tell_outcome(&mut self, node: Node, operation: Operation, purpose: Purpose, outcome: Outcome) {
+    fn tell_outcome(
+        &mut self,
+        node: Node,
+        operation: Operation,
+        purpose: Purpose,
+        outcome: Outcome,
+    ) {
         let (operation, outcome) = (Box::new(operation), Box::new(outcome));
         let life = self.processes[node.0].life;
-        self.after(0, Event::Process { node, life, input: Input::Registry { operation, purpose, outcome } });
+        self.after(
+            0,
+            Event::Process {
+                node,
+                life,
+                input: Input::Registry {
+                    operation,
+                    purpose,
+                    outcome,
+                },
+            },
+        );
     }
 
     /// The session is gone for certain, with every node that it had made.

@@ -52,7 +52,11 @@ pub const SCENARIOS: &[Scenario] = &[
         says: "a TaskManager is frozen until it is given up, and continued",
         script: task_manager_frozen,
     },
-    Scenario { name: "zookeeper-away", says: "ZooKeeper is away for 20 s", script: zookeeper_away },
+    Scenario {
+        name: "zookeeper-away",
+        says: "ZooKeeper is away for 20 s",
+        script: zookeeper_away,
+    },
     Scenario {
         name: "leader-cut-off-from-zookeeper",
         says: "the leader is cut off from ZooKeeper",
@@ -106,7 +110,11 @@ fn plain(world: &World) -> JobSpec {
 
 /// A job that has three tasks of each stage on TM-5.
 fn wide(world: &World) -> JobSpec {
-    JobSpec { parallelism: [26, 26, 1], records: 6_000, ..plain(world) }
+    JobSpec {
+        parallelism: [26, 26, 1],
+        records: 6_000,
+        ..plain(world)
+    }
 }
 
 const TM_5: Node = Node::task_manager(5);
@@ -114,16 +122,26 @@ const TM_5: Node = Node::task_manager(5);
 fn task_manager_fails(world: &mut World) {
     let job = world.running_job(wide(world));
     let before = world.places(job);
-    let lost: Vec<_> = before.iter().filter(|(_, node)| **node == TM_5).map(|(task, _)| *task).collect();
+    let lost: Vec<_> = before
+        .iter()
+        .filter(|(_, node)| **node == TM_5)
+        .map(|(task, _)| *task)
+        .collect();
     world.expect(lost.len() == 6, "TM-5 runs three tasks of each stage");
     world.kill(TM_5);
     world.until_running(job);
     let after = world.places(job);
-    let mut new: Vec<Node> = lost.iter().filter_map(|task| after.get(task).copied()).collect();
+    let mut new: Vec<Node> = lost
+        .iter()
+        .filter_map(|task| after.get(task).copied())
+        .collect();
     new.sort_unstable();
     new.dedup();
     world.expect(new.len() == 3, "its tasks are on three others");
-    let stay = before.iter().filter(|(task, _)| !lost.contains(task)).all(|(task, node)| after.get(task) == Some(node));
+    let stay = before
+        .iter()
+        .filter(|(task, _)| !lost.contains(task))
+        .all(|(task, node)| after.get(task) == Some(node));
     world.expect(stay, "the others stay where they are");
 }
 
@@ -161,11 +179,16 @@ fn replacement_fails_too(world: &mut World) {
 fn leader_killed_while_checkpoint_completes(world: &mut World) {
     let job = world.running_job(plain(world));
     let (before, published) = (world.attempts(job), world.checkers.published());
-    world.until("a checkpoint is published", |world| world.checkers.published() > published);
+    world.until("a checkpoint is published", |world| {
+        world.checkers.published() > published
+    });
     world.kill(world.the_leader());
     world.until("another leads", |world| world.leader().is_some());
     world.pass(15);
-    world.expect(world.attempts(job) == before, "no task has changed its attempt");
+    world.expect(
+        world.attempts(job) == before,
+        "no task has changed its attempt",
+    );
 }
 
 fn leader_loses_session_with_pointer_in_doubt(world: &mut World) {
@@ -178,19 +201,30 @@ fn leader_loses_session_with_pointer_in_doubt(world: &mut World) {
     world.pass(3);
     world.until("somebody leads", |world| world.leader().is_some());
     world.pass(12);
-    world.expect(world.attempts(job) == before, "no task has changed its attempt");
+    world.expect(
+        world.attempts(job) == before,
+        "no task has changed its attempt",
+    );
 }
 
 fn leader_frozen(world: &mut World) {
     let job = world.running_job(plain(world));
     let (before, old) = (world.attempts(job), world.the_leader());
     world.freeze(old);
-    world.until("another leads", |world| world.leader().is_some_and(|leader| leader != old));
+    world.until("another leads", |world| {
+        world.leader().is_some_and(|leader| leader != old)
+    });
     world.pass(5);
     world.thaw(old);
     world.pass(2);
-    world.expect(world.job_managers[old.0].leads().is_none(), "the old leader follows");
-    world.expect(world.attempts(job) == before, "no task has changed its attempt");
+    world.expect(
+        world.job_managers[old.0].leads().is_none(),
+        "the old leader follows",
+    );
+    world.expect(
+        world.attempts(job) == before,
+        "no task has changed its attempt",
+    );
 }
 
 fn task_manager_frozen(world: &mut World) {
@@ -206,17 +240,28 @@ fn task_manager_frozen(world: &mut World) {
 }
 
 fn zookeeper_away(world: &mut World) {
-    let job = world.running_job(JobSpec { records: 2_000, ..plain(world) });
+    let job = world.running_job(JobSpec {
+        records: 2_000,
+        ..plain(world)
+    });
     let before = world.attempts(job);
     world.zookeeper.is_up = false;
     world.pass(2);
     let (published, read) = (world.checkers.published(), world.records_read(job));
     world.pass(18);
-    world.expect(world.checkers.published() == published, "nothing is published meanwhile");
+    world.expect(
+        world.checkers.published() == published,
+        "nothing is published meanwhile",
+    );
     world.expect(world.records_read(job) > read + 200, "tasks go on");
     world.zookeeper.comes_back(world.now_us);
-    world.until("checkpoints resume", |world| world.checkers.published() > published);
-    world.expect(world.attempts(job) == before, "no task has changed its attempt");
+    world.until("checkpoints resume", |world| {
+        world.checkers.published() > published
+    });
+    world.expect(
+        world.attempts(job) == before,
+        "no task has changed its attempt",
+    );
 }
 
 fn leader_cut_off_from_zookeeper(world: &mut World) {
@@ -224,30 +269,51 @@ fn leader_cut_off_from_zookeeper(world: &mut World) {
     let (before, old) = (world.attempts(job), world.the_leader());
     let links = World::links(old, [ZOOKEEPER].into_iter());
     world.block(&links);
-    world.until("another is elected", |world| world.zookeeper.leader().is_some_and(|(_, node)| node != old));
-    world.expect(world.job_managers[old.0].leads().is_none(), "the old leader has stepped down before");
+    world.until("another is elected", |world| {
+        world
+            .zookeeper
+            .leader()
+            .is_some_and(|(_, node)| node != old)
+    });
+    world.expect(
+        world.job_managers[old.0].leads().is_none(),
+        "the old leader has stepped down before",
+    );
     world.pass(12);
     world.unblock(&links);
-    world.expect(world.attempts(job) == before, "no task has changed its attempt");
+    world.expect(
+        world.attempts(job) == before,
+        "no task has changed its attempt",
+    );
 }
 
 fn leader_cut_off_from_task_managers(world: &mut World) {
-    let job = world.running_job(JobSpec { records: 3_000, ..plain(world) });
+    let job = world.running_job(JobSpec {
+        records: 3_000,
+        ..plain(world)
+    });
     let old = world.the_leader();
     let links = World::links(old, Node::task_managers());
     world.block(&links);
-    world.until("another leads", |world| world.leader().is_some_and(|leader| leader != old));
+    world.until("another leads", |world| {
+        world.leader().is_some_and(|leader| leader != old)
+    });
     world.until_connected();
     world.until_running(job);
     world.unblock(&links);
 }
 
 fn leader_cut_off_asymmetrically(world: &mut World) {
-    let job = world.running_job(JobSpec { records: 3_000, ..plain(world) });
+    let job = world.running_job(JobSpec {
+        records: 3_000,
+        ..plain(world)
+    });
     let old = world.the_leader();
     let links: Vec<(Node, Node)> = Node::task_managers().map(|node| (old, node)).collect();
     world.block(&links);
-    world.until("another leads", |world| world.leader().is_some_and(|leader| leader != old));
+    world.until("another leads", |world| {
+        world.leader().is_some_and(|leader| leader != old)
+    });
     world.until_connected();
     world.until_running(job);
     world.unblock(&links);
@@ -259,29 +325,47 @@ fn task_manager_cut_off(world: &mut World) {
     let links = World::all_links(cut);
     world.block(&links);
     world.until("its tasks run elsewhere", |world| {
-        let others = world.places(job).into_values().filter(|node| *node != cut).count();
+        let others = world
+            .places(job)
+            .into_values()
+            .filter(|node| *node != cut)
+            .count();
         others == 5
     });
     world.pass(5);
     world.unblock(&links);
-    world.until("it has stopped what runs elsewhere", |world| world.task_managers[cut.worker()].tasks.is_empty());
+    world.until("it has stopped what runs elsewhere", |world| {
+        world.task_managers[cut.worker()].tasks.is_empty()
+    });
 }
 
 fn leader_and_two_task_managers_killed(world: &mut World) {
     for number in 4..=10 {
         world.kill(Node::task_manager(number));
     }
-    let job = world.running_job(JobSpec { parallelism: [3, 3, 1], ..plain(world) });
-    let killed = [world.the_leader(), Node::task_manager(1), Node::task_manager(2)];
+    let job = world.running_job(JobSpec {
+        parallelism: [3, 3, 1],
+        ..plain(world)
+    });
+    let killed = [
+        world.the_leader(),
+        Node::task_manager(1),
+        Node::task_manager(2),
+    ];
     killed.into_iter().for_each(|node| world.kill(node));
     world.pass(15);
-    killed.into_iter().for_each(|node| world.start_process(node));
+    killed
+        .into_iter()
+        .for_each(|node| world.start_process(node));
     world.until_connected();
     world.until_running(job);
 }
 
 fn rolling_restart(world: &mut World) {
-    let job = world.running_job(JobSpec { records: 8_000, ..plain(world) });
+    let job = world.running_job(JobSpec {
+        records: 8_000,
+        ..plain(world)
+    });
     for node in Node::job_managers().chain(Node::task_managers()) {
         let life = world.processes[node.0].life;
         world.terminate(node);

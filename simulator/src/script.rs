@@ -36,7 +36,11 @@ impl World {
 
     /// What a scenario says must hold now.
     pub(crate) fn expect(&mut self, holds: bool, what: &str) {
-        let judged = if holds { Ok(()) } else { Err(format!("it does not hold that {what}")) };
+        let judged = if holds {
+            Ok(())
+        } else {
+            Err(format!("it does not hold that {what}"))
+        };
         self.judge(judged);
     }
 
@@ -44,7 +48,9 @@ impl World {
     pub(crate) fn until_connected(&mut self) {
         self.until("every TaskManager is registered with a leader", |world| {
             let leader = world.leader();
-            let members = leader.map(|node| world.job_managers[node.0].members()).unwrap_or_default();
+            let members = leader
+                .map(|node| world.job_managers[node.0].members())
+                .unwrap_or_default();
             let mut running = Node::task_managers().filter(|node| world.processes[node.0].runs());
             leader.is_some() && running.all(|node| members.contains(&node))
         });
@@ -54,7 +60,9 @@ impl World {
     pub(crate) fn running_job(&mut self, spec: JobSpec) -> JobId {
         self.until_connected();
         self.add_user(spec, 0, None);
-        self.until("the user was told that the job is stored", |world| world.users.are_content());
+        self.until("the user was told that the job is stored", |world| {
+            world.users.are_content()
+        });
         let job = self.users.last_job().unwrap_or(JobId([0; 16]));
         self.until_running(job);
         self.pass(3);
@@ -67,7 +75,10 @@ impl World {
     }
 
     pub(crate) fn is_running(&self, job: JobId) -> bool {
-        let tasks = self.users.spec(job).map_or(0, |spec| spec.graph().tasks().count());
+        let tasks = self
+            .users
+            .spec(job)
+            .map_or(0, |spec| spec.graph().tasks().count());
         self.attempts(job).len() == tasks
     }
 
@@ -76,7 +87,14 @@ impl World {
         let running = self.places(job).into_iter();
         running
             .filter_map(|(task, node)| {
-                Some((task, self.task_managers[node.worker()].tasks.get(&(job, task))?.key.attempt))
+                Some((
+                    task,
+                    self.task_managers[node.worker()]
+                        .tasks
+                        .get(&(job, task))?
+                        .key
+                        .attempt,
+                ))
             })
             .collect()
     }
@@ -96,7 +114,10 @@ impl World {
 
     /// A TaskManager that runs a task of the job.
     pub(crate) fn host(&self, job: JobId) -> Node {
-        self.places(job).into_values().next().unwrap_or(Node::task_manager(1))
+        self.places(job)
+            .into_values()
+            .next()
+            .unwrap_or(Node::task_manager(1))
     }
 
     /// The leader, or the JobManager that is about to be it.
@@ -106,8 +127,14 @@ impl World {
 
     /// How many records the sources have read.
     pub(crate) fn records_read(&self, job: JobId) -> u32 {
-        let tasks = self.task_managers.iter().flat_map(|task_manager| task_manager.tasks.values());
-        tasks.filter(|task| task.key.job == job).map(|task| task.state.position).sum()
+        let tasks = self
+            .task_managers
+            .iter()
+            .flat_map(|task_manager| task_manager.tasks.values());
+        tasks
+            .filter(|task| task.key.job == job)
+            .map(|task| task.state.position)
+            .sum()
     }
 
     /// `kill -9`.
@@ -117,7 +144,9 @@ impl World {
 
     /// Cuts or mends all links between a node and others, in both directions.
     pub(crate) fn links(one: Node, others: impl Iterator<Item = Node>) -> Vec<(Node, Node)> {
-        others.flat_map(|other| [(one, other), (other, one)]).collect()
+        others
+            .flat_map(|other| [(one, other), (other, one)])
+            .collect()
     }
 
     /// Everything is mended and every job comes to its end.

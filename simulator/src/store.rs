@@ -21,24 +21,74 @@ const REQUEST_TIMEOUT_US: u64 = 5 * SECOND;
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(crate) enum StoreRequest {
-    WriteImage { task: TaskKey, checkpoint: CheckpointId, image: Rc<TaskImage>, finished: bool },
-    ReadImage { task: TaskKey, manifest: ObjectRef },
-    WriteMetadata { epoch: Epoch, metadata: CheckpointMetadata },
-    ReadMetadata { epoch: Epoch, job: JobId, pointer: CheckpointPointer },
-    WriteGraph { user: usize, turn: u64, job: JobId },
-    ReadGraphs { epoch: Epoch },
-    CleanUp { job: JobId, retained: Vec<CheckpointPointer>, up_to: CheckpointId },
+    WriteImage {
+        task: TaskKey,
+        checkpoint: CheckpointId,
+        image: Rc<TaskImage>,
+        finished: bool,
+    },
+    ReadImage {
+        task: TaskKey,
+        manifest: ObjectRef,
+    },
+    WriteMetadata {
+        epoch: Epoch,
+        metadata: CheckpointMetadata,
+    },
+    ReadMetadata {
+        epoch: Epoch,
+        job: JobId,
+        pointer: CheckpointPointer,
+    },
+    WriteGraph {
+        user: usize,
+        turn: u64,
+        job: JobId,
+    },
+    ReadGraphs {
+        epoch: Epoch,
+    },
+    CleanUp {
+        job: JobId,
+        retained: Vec<CheckpointPointer>,
+        up_to: CheckpointId,
+    },
 }
 
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum StoreAnswer {
-    ImageWritten { task: TaskKey, checkpoint: CheckpointId, manifest: Option<ObjectRef>, finished: bool },
-    MetadataWritten { epoch: Epoch, job: JobId, checkpoint: CheckpointId, object: Option<ObjectRef> },
-    MetadataRead { epoch: Epoch, job: JobId, checkpoint: CheckpointId, read: Result<CheckpointMetadata, Preparation> },
-    GraphWritten { user: usize, turn: u64, job: JobId, succeeded: bool },
-    GraphsRead { epoch: Epoch, succeeded: bool },
-    CleanedUp { job: JobId },
+    ImageWritten {
+        task: TaskKey,
+        checkpoint: CheckpointId,
+        manifest: Option<ObjectRef>,
+        finished: bool,
+    },
+    MetadataWritten {
+        epoch: Epoch,
+        job: JobId,
+        checkpoint: CheckpointId,
+        object: Option<ObjectRef>,
+    },
+    MetadataRead {
+        epoch: Epoch,
+        job: JobId,
+        checkpoint: CheckpointId,
+        read: Result<CheckpointMetadata, Preparation>,
+    },
+    GraphWritten {
+        user: usize,
+        turn: u64,
+        job: JobId,
+        succeeded: bool,
+    },
+    GraphsRead {
+        epoch: Epoch,
+        succeeded: bool,
+    },
+    CleanedUp {
+        job: JobId,
+    },
 }
 
 #[derive(Debug)]
@@ -66,7 +116,11 @@ fn prefix(job: JobId) -> String {
 }
 
 fn reference(key: String) -> ObjectRef {
-    ObjectRef { len: key.len() as u64, key, hash: [0; 32] }
+    ObjectRef {
+        len: key.len() as u64,
+        key,
+        hash: [0; 32],
+    }
 }
 
 impl Store {
@@ -103,19 +157,37 @@ impl Store {
     }
 
     /// The keys up to a checkpoint that nothing retained needs; none when a retained checkpoint cannot be read.
-    fn orphans(&self, job: JobId, retained: &[CheckpointPointer], up_to: CheckpointId) -> Vec<String> {
+    fn orphans(
+        &self,
+        job: JobId,
+        retained: &[CheckpointPointer],
+        up_to: CheckpointId,
+    ) -> Vec<String> {
         let mut needed = BTreeSet::new();
         for pointer in retained {
-            let Ok(metadata) = self.read_metadata(&pointer.metadata.key) else { return Vec::new() };
-            if metadata.tasks.iter().any(|part| self.read_image(&part.manifest.key).is_err()) {
+            let Ok(metadata) = self.read_metadata(&pointer.metadata.key) else {
+                return Vec::new();
+            };
+            if metadata
+                .tasks
+                .iter()
+                .any(|part| self.read_image(&part.manifest.key).is_err())
+            {
                 return Vec::new();
             }
             needed.insert(pointer.checkpoint);
         }
         let prefix = prefix(job);
-        let of_job = self.objects.range(prefix.clone()..).take_while(|(key, _)| key.starts_with(&prefix));
-        let orphan = |object: &Object| object.checkpoint <= up_to && !needed.contains(&object.checkpoint);
-        of_job.filter(|(_, object)| orphan(object)).map(|(key, _)| key.clone()).collect()
+        let of_job = self
+            .objects
+            .range(prefix.clone()..)
+            .take_while(|(key, _)| key.starts_with(&prefix));
+        let orphan =
+            |object: &Object| object.checkpoint <= up_to && !needed.contains(&object.checkpoint);
+        of_job
+            .filter(|(_, object)| orphan(object))
+            .map(|(key, _)| key.clone())
+            .collect()
     }
 }
 
@@ -129,7 +201,14 @@ impl World {
         }
         let life = self.processes[node.0].life;
         let request = Box::new(request);
-        self.after(after_us, Event::StoreRequestArrives { node, life, request });
+        self.after(
+            after_us,
+            Event::StoreRequestArrives {
+                node,
+                life,
+                request,
+            },
+        );
     }
 
     pub(crate) fn store_request_arrives(&mut self, node: Node, life: u64, request: StoreRequest) {
@@ -137,13 +216,27 @@ impl World {
         let reaches = !self.store.is_away && self.network.round_trips(node, STORE);
         if !reaches {
             let answer = self.refused(node, request);
-            return self.after(REQUEST_TIMEOUT_US, Event::Process { node, life, input: answer });
+            return self.after(
+                REQUEST_TIMEOUT_US,
+                Event::Process {
+                    node,
+                    life,
+                    input: answer,
+                },
+            );
         }
         let answer_us = self.random.between(100, 2 * MILLISECOND);
         if self.random.chance(options.fails_per_mille) {
             self.counts.store_failures += 1;
             let answer = self.refused(node, request);
-            return self.after(answer_us, Event::Process { node, life, input: answer });
+            return self.after(
+                answer_us,
+                Event::Process {
+                    node,
+                    life,
+                    input: answer,
+                },
+            );
         }
         let lost = self.random.chance(options.lost_replies_per_mille);
         let failed = lost.then(|| self.refused(node, request.clone()));
@@ -156,33 +249,72 @@ impl World {
     fn refused(&mut self, node: Node, request: StoreRequest) -> Input {
         self.log(|| format!("store: fails a request of {node}: {}", name(&request)));
         let answer = match request {
-            StoreRequest::WriteImage { task, checkpoint, finished, .. } => {
-                StoreAnswer::ImageWritten { task, checkpoint, manifest: None, finished }
-            }
+            StoreRequest::WriteImage {
+                task,
+                checkpoint,
+                finished,
+                ..
+            } => StoreAnswer::ImageWritten {
+                task,
+                checkpoint,
+                manifest: None,
+                finished,
+            },
             StoreRequest::ReadImage { task, .. } => {
-                return Input::Prepared { task, image: None, failure: Some(Preparation::Unavailable) };
+                return Input::Prepared {
+                    task,
+                    image: None,
+                    failure: Some(Preparation::Unavailable),
+                };
             }
             StoreRequest::WriteMetadata { epoch, metadata } => {
                 let (job, checkpoint) = (metadata.job, metadata.checkpoint);
-                StoreAnswer::MetadataWritten { epoch, job, checkpoint, object: None }
+                StoreAnswer::MetadataWritten {
+                    epoch,
+                    job,
+                    checkpoint,
+                    object: None,
+                }
             }
-            StoreRequest::ReadMetadata { epoch, job, pointer } => {
+            StoreRequest::ReadMetadata {
+                epoch,
+                job,
+                pointer,
+            } => {
                 let read = Err(Preparation::Unavailable);
-                StoreAnswer::MetadataRead { epoch, job, checkpoint: pointer.checkpoint, read }
+                StoreAnswer::MetadataRead {
+                    epoch,
+                    job,
+                    checkpoint: pointer.checkpoint,
+                    read,
+                }
             }
-            StoreRequest::WriteGraph { user, turn, job } => {
-                StoreAnswer::GraphWritten { user, turn, job, succeeded: false }
-            }
-            StoreRequest::ReadGraphs { epoch } => StoreAnswer::GraphsRead { epoch, succeeded: false },
+            StoreRequest::WriteGraph { user, turn, job } => StoreAnswer::GraphWritten {
+                user,
+                turn,
+                job,
+                succeeded: false,
+            },
+            StoreRequest::ReadGraphs { epoch } => StoreAnswer::GraphsRead {
+                epoch,
+                succeeded: false,
+            },
             StoreRequest::CleanUp { job, .. } => StoreAnswer::CleanedUp { job },
         };
-        Input::Store { answer: Box::new(answer) }
+        Input::Store {
+            answer: Box::new(answer),
+        }
     }
 
     /// Carries a request out.
     fn served(&mut self, request: StoreRequest) -> Input {
         let answer = match request {
-            StoreRequest::WriteImage { task, checkpoint, image, finished } => {
+            StoreRequest::WriteImage {
+                task,
+                checkpoint,
+                image,
+                finished,
+            } => {
                 let key = format!(
                     "{}{}/{}/{}",
                     prefix(task.job),
@@ -191,28 +323,61 @@ impl World {
                     task.attempt
                 );
                 let manifest = Some(self.keep(key, task.job, checkpoint, Content::Image(image)));
-                StoreAnswer::ImageWritten { task, checkpoint, manifest, finished }
+                StoreAnswer::ImageWritten {
+                    task,
+                    checkpoint,
+                    manifest,
+                    finished,
+                }
             }
             StoreRequest::ReadImage { task, manifest } => {
                 let read = self.store.read_image(&manifest.key);
                 let failure = read.as_ref().err().copied();
-                return Input::Prepared { task, image: read.ok(), failure };
+                return Input::Prepared {
+                    task,
+                    image: read.ok(),
+                    failure,
+                };
             }
             StoreRequest::WriteMetadata { epoch, metadata } => {
                 let (job, checkpoint) = (metadata.job, metadata.checkpoint);
                 let key = format!("{}{}/metadata", prefix(job), checkpoint);
                 let object = Some(self.keep(key, job, checkpoint, Content::Metadata(metadata)));
-                StoreAnswer::MetadataWritten { epoch, job, checkpoint, object }
+                StoreAnswer::MetadataWritten {
+                    epoch,
+                    job,
+                    checkpoint,
+                    object,
+                }
             }
-            StoreRequest::ReadMetadata { epoch, job, pointer } => {
+            StoreRequest::ReadMetadata {
+                epoch,
+                job,
+                pointer,
+            } => {
                 let read = self.store.read_metadata(&pointer.metadata.key);
-                StoreAnswer::MetadataRead { epoch, job, checkpoint: pointer.checkpoint, read }
+                StoreAnswer::MetadataRead {
+                    epoch,
+                    job,
+                    checkpoint: pointer.checkpoint,
+                    read,
+                }
             }
-            StoreRequest::WriteGraph { user, turn, job } => {
-                StoreAnswer::GraphWritten { user, turn, job, succeeded: true }
-            }
-            StoreRequest::ReadGraphs { epoch } => StoreAnswer::GraphsRead { epoch, succeeded: true },
-            StoreRequest::CleanUp { job, retained, up_to } => {
+            StoreRequest::WriteGraph { user, turn, job } => StoreAnswer::GraphWritten {
+                user,
+                turn,
+                job,
+                succeeded: true,
+            },
+            StoreRequest::ReadGraphs { epoch } => StoreAnswer::GraphsRead {
+                epoch,
+                succeeded: true,
+            },
+            StoreRequest::CleanUp {
+                job,
+                retained,
+                up_to,
+            } => {
                 let keys = self.store.orphans(job, &retained, up_to);
                 if !keys.is_empty() {
                     let delay_us = self.random.between(0, self.options.store.latency_max_us);
@@ -221,10 +386,18 @@ impl World {
                 StoreAnswer::CleanedUp { job }
             }
         };
-        Input::Store { answer: Box::new(answer) }
+        Input::Store {
+            answer: Box::new(answer),
+        }
     }
 
-    fn keep(&mut self, key: String, job: JobId, checkpoint: CheckpointId, content: Content) -> ObjectRef {
+    fn keep(
+        &mut self,
+        key: String,
+        job: JobId,
+        checkpoint: CheckpointId,
+        content: Content,
+    ) -> ObjectRef {
         let rate = u64::from(self.options.store.damaged_per_ten_thousand);
         let damaged = rate > 0 && self.random.below(10_000) < rate;
         if damaged {
@@ -232,7 +405,14 @@ impl World {
             self.checkers.excuse(job);
             self.log(|| format!("store: damages {key}"));
         }
-        self.store.objects.insert(key.clone(), Object { checkpoint, content, damaged });
+        self.store.objects.insert(
+            key.clone(),
+            Object {
+                checkpoint,
+                content,
+                damaged,
+            },
+        );
         reference(key)
     }
 
@@ -242,7 +422,13 @@ impl World {
             let judged = self.checkers.deleted(job, key);
             self.judge(judged);
         }
-        self.log(|| format!("store: deletes {} objects of job {}", keys.len(), short(job)));
+        self.log(|| {
+            format!(
+                "store: deletes {} objects of job {}",
+                keys.len(),
+                short(job)
+            )
+        });
     }
 }
 

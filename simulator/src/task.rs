@@ -123,7 +123,9 @@ impl Task {
 impl World {
     /// Whatever a task needs is there: it goes on from its image, or begins.
     pub(crate) fn start_task(&mut self, node: Node, key: TaskKey, image: Option<&Rc<TaskImage>>) {
-        let Some(mut task) = self.take_task(node, key) else { return };
+        let Some(mut task) = self.take_task(node, key) else {
+            return;
+        };
         if let Some(image) = image {
             task.state = TaskImage::clone(image);
         }
@@ -131,7 +133,9 @@ impl World {
             // It is published, so what it prepared is committed, by this attempt if no earlier one came to it.
             self.commit(&mut task, checkpoint);
         }
-        let ended = (0..).zip(&task.inputs).filter(|(_, channel)| task.state.ended.contains(channel));
+        let ended = (0..)
+            .zip(&task.inputs)
+            .filter(|(_, channel)| task.state.ended.contains(channel));
         let ended: Vec<usize> = ended.map(|(index, _)| index).collect();
         task.alignment = Alignment::new(task.inputs.len(), ended.into_iter());
         task.running = true;
@@ -149,8 +153,16 @@ impl World {
     }
 
     /// The leader says something about a checkpoint.
-    pub(crate) fn tell_task(&mut self, node: Node, key: TaskKey, checkpoint: CheckpointId, word: CheckpointWord) {
-        let Some(mut task) = self.take_task(node, key) else { return };
+    pub(crate) fn tell_task(
+        &mut self,
+        node: Node,
+        key: TaskKey,
+        checkpoint: CheckpointId,
+        word: CheckpointWord,
+    ) {
+        let Some(mut task) = self.take_task(node, key) else {
+            return;
+        };
         if task.running {
             self.word(node, &mut task, checkpoint, word);
         } else {
@@ -160,7 +172,13 @@ impl World {
         self.run_task(node, key);
     }
 
-    fn word(&mut self, node: Node, task: &mut Task, checkpoint: CheckpointId, word: CheckpointWord) {
+    fn word(
+        &mut self,
+        node: Node,
+        task: &mut Task,
+        checkpoint: CheckpointId,
+        word: CheckpointWord,
+    ) {
         let now = self.local(node);
         let actions = match word {
             CheckpointWord::Announce => task.alignment.announced(now, checkpoint),
@@ -168,7 +186,15 @@ impl World {
             CheckpointWord::Complete => {
                 self.commit(task, checkpoint);
                 let TaskKey { job, task, attempt } = task.key;
-                self.say(node, ToLeader::Committed { job, attempt, task, checkpoint });
+                self.say(
+                    node,
+                    ToLeader::Committed {
+                        job,
+                        attempt,
+                        task,
+                        checkpoint,
+                    },
+                );
                 return;
             }
         };
@@ -176,7 +202,10 @@ impl World {
     }
 
     fn commit(&mut self, task: &mut Task, checkpoint: CheckpointId) {
-        let up_to = task.state.pending.partition_point(|one| one.checkpoint <= checkpoint);
+        let up_to = task
+            .state
+            .pending
+            .partition_point(|one| one.checkpoint <= checkpoint);
         let committed: Vec<Transaction> = task.state.pending.drain(..up_to).collect();
         for transaction in committed {
             let judged = self.checkers.committed(task.key, &transaction, &task.spec);
@@ -188,7 +217,9 @@ impl World {
         for action in actions {
             match *action {
                 AlignmentAction::Capture { checkpoint, .. } => self.capture(node, task, checkpoint),
-                AlignmentAction::Cancelled { checkpoint } => self.decline(node, task.key, checkpoint),
+                AlignmentAction::Cancelled { checkpoint } => {
+                    self.decline(node, task.key, checkpoint)
+                }
             }
         }
     }
@@ -196,14 +227,27 @@ impl World {
     fn decline(&mut self, node: Node, key: TaskKey, checkpoint: CheckpointId) {
         let TaskKey { job, task, attempt } = key;
         let reason = "declined".to_owned();
-        self.say(node, ToLeader::CheckpointDeclined { job, attempt, task, checkpoint, reason });
+        self.say(
+            node,
+            ToLeader::CheckpointDeclined {
+                job,
+                attempt,
+                task,
+                checkpoint,
+                reason,
+            },
+        );
     }
 
     fn capture(&mut self, node: Node, task: &mut Task, checkpoint: CheckpointId) {
         if task.is_sink() {
             self.last_transaction += 1;
             let records = Rc::new(std::mem::take(&mut task.buffer));
-            task.state.pending.push(Transaction { id: self.last_transaction, checkpoint, records });
+            task.state.pending.push(Transaction {
+                id: self.last_transaction,
+                checkpoint,
+                records,
+            });
         }
         if !task.state.finished {
             self.emit_to_all(node, task, &Frame::Barrier(checkpoint));
@@ -212,12 +256,23 @@ impl World {
             return self.decline(node, task.key, checkpoint);
         }
         let ended = |(index, _): &(usize, &ChannelId)| task.alignment.ended(*index);
-        let channels = (0..).zip(&task.inputs).filter(ended).map(|(_, channel)| *channel);
+        let channels = (0..)
+            .zip(&task.inputs)
+            .filter(ended)
+            .map(|(_, channel)| *channel);
         task.state.ended = channels.collect();
         task.uploading = true;
         let image = Rc::new(task.state.clone());
         let (task, finished) = (task.key, task.state.finished);
-        self.ask_store(node, StoreRequest::WriteImage { task, checkpoint, image, finished });
+        self.ask_store(
+            node,
+            StoreRequest::WriteImage {
+                task,
+                checkpoint,
+                image,
+                finished,
+            },
+        );
     }
 
     /// A capture is stored, or not.
@@ -229,10 +284,14 @@ impl World {
         manifest: Option<ObjectRef>,
         finished: bool,
     ) {
-        let Some(mut task) = self.take_task(node, key) else { return };
+        let Some(mut task) = self.take_task(node, key) else {
+            return;
+        };
         task.uploading = false;
         self.put_task(node, task);
-        let Some(manifest) = manifest else { return self.decline(node, key, checkpoint) };
+        let Some(manifest) = manifest else {
+            return self.decline(node, key, checkpoint);
+        };
         let TaskKey { job, task, attempt } = key;
         self.say(
             node,
@@ -256,7 +315,9 @@ impl World {
 
     /// Lets a task do whatever it can do now.
     pub(crate) fn run_task(&mut self, node: Node, key: TaskKey) {
-        let Some(mut task) = self.take_task(node, key) else { return };
+        let Some(mut task) = self.take_task(node, key) else {
+            return;
+        };
         while task.running && !task.state.finished && self.has_room(&task) {
             if !self.task_step(node, &mut task) {
                 break;
@@ -310,7 +371,11 @@ impl World {
         for (record, count) in records {
             let mut count = *count;
             if task.key.task.stage == 1 {
-                let counted = task.state.counts.entry(task.spec.key_of(*record)).or_default();
+                let counted = task
+                    .state
+                    .counts
+                    .entry(task.spec.key_of(*record))
+                    .or_default();
                 *counted += 1;
                 count = *counted;
             }
@@ -329,7 +394,9 @@ impl World {
         }
         let mut batch = Vec::new();
         for _ in 0..task.spec.batch {
-            let Some(record) = task.next_record() else { break };
+            let Some(record) = task.next_record() else {
+                break;
+            };
             batch.push((record, 0));
             task.state.position += 1;
         }

@@ -69,6 +69,23 @@ pub(crate) struct TaskManager {
     pub(crate) heard: Vec<FromLeader>,
 }
 
+impl TaskManager {
+    /// What must not be obeyed when it is heard once more.
+    pub(crate) fn late_messages(&self) -> Vec<FromLeader> {
+        let runs = |deployment: &Deployment| {
+            deployment
+                .tasks
+                .iter()
+                .any(|one| self.tasks.contains_key(&(deployment.job, one.task)))
+        };
+        let is_late = |message: &&FromLeader| {
+            let newest = message.epoch == self.worker.epoch();
+            !newest || matches!(&message.command, Command::Deploy(deployment) if runs(deployment))
+        };
+        self.heard.iter().filter(is_late).cloned().collect()
+    }
+}
+
 impl World {
     pub(crate) fn start_task_manager(&mut self, node: Node) {
         self.task_managers[node.worker()] = TaskManager::default();
@@ -77,8 +94,15 @@ impl World {
 
     pub(crate) fn task_manager_input(&mut self, node: Node, input: Input) {
         match input {
-            Input::Message { connection, message } => self.link_message(node, connection, *message),
-            Input::Silence { connection, side, since_us } => {
+            Input::Message {
+                connection,
+                message,
+            } => self.link_message(node, connection, *message),
+            Input::Silence {
+                connection,
+                side,
+                since_us,
+            } => {
                 if self.was_silent(connection, side, since_us) {
                     self.connection_over(node, connection, side);
                 }
@@ -101,7 +125,11 @@ impl World {
             }
             Input::LinkTimer { turn } => self.link_timer(node, turn),
             Input::Frame { stream, frame } => self.frame_comes(node, stream, frame),
-            Input::Prepared { task, image, failure } => match failure {
+            Input::Prepared {
+                task,
+                image,
+                failure,
+            } => match failure {
                 None => self.start_task(node, task, image.as_ref()),
                 Some(failure) => self.preparation_failed(node, task, failure),
             },
@@ -111,13 +139,22 @@ impl World {
                 self.task_fails(node, task, Blame::Job, "it panicked at record 1000");
             }
             Input::Store { answer } => {
-                if let StoreAnswer::ImageWritten { task, checkpoint, manifest, finished } = *answer {
+                if let StoreAnswer::ImageWritten {
+                    task,
+                    checkpoint,
+                    manifest,
+                    finished,
+                } = *answer
+                {
                     self.uploaded(node, task, checkpoint, manifest, finished);
                 }
             }
             Input::Terminate => self.drain(node),
             Input::DrainTimeout => self.end_process(node, HowEnded::InOrder),
-            Input::Wake { .. } | Input::Registry { .. } | Input::Submit { .. } | Input::Cancel { .. } => {}
+            Input::Wake { .. }
+            | Input::Registry { .. }
+            | Input::Submit { .. }
+            | Input::Cancel { .. } => {}
         }
     }
 
@@ -144,25 +181,52 @@ impl World {
         let task_manager = &mut self.task_managers[node.worker()];
         let tasks = &task_manager.tasks;
         task_manager.broken.retain(|(job, attempt, _)| {
-            tasks.values().any(|task| (task.key.job, task.key.attempt) == (*job, *attempt))
+            tasks
+                .values()
+                .any(|task| (task.key.job, task.key.attempt) == (*job, *attempt))
         });
         let broken: Vec<_> = task_manager.broken.iter().copied().collect();
         if broken.is_empty() {
             return;
         }
         for (job, attempt, peer) in broken {
-            let (peer, reason) = (TaskManagerId(peer.to_string()), "the connection is over".to_owned());
-            self.say(node, ToLeader::ChannelBroken { job, attempt, peer, reason });
+            let (peer, reason) = (
+                TaskManagerId(peer.to_string()),
+                "the connection is over".to_owned(),
+            );
+            self.say(
+                node,
+                ToLeader::ChannelBroken {
+                    job,
+                    attempt,
+                    peer,
+                    reason,
+                },
+            );
         }
         let life = self.processes[node.0].life;
-        self.after(SECOND, Event::Process { node, life, input: Input::Repeat });
+        self.after(
+            SECOND,
+            Event::Process {
+                node,
+                life,
+                input: Input::Repeat,
+            },
+        );
     }
 
     fn link_waits(&mut self, node: Node, wait_us: u64) {
         let link = &mut self.task_managers[node.worker()].link;
         link.turn += 1;
         let (turn, life) = (link.turn, self.processes[node.0].life);
-        self.after(wait_us, Event::Process { node, life, input: Input::LinkTimer { turn } });
+        self.after(
+            wait_us,
+            Event::Process {
+                node,
+                life,
+                input: Input::LinkTimer { turn },
+            },
+        );
     }
 
     fn link_lost(&mut self, node: Node) {
@@ -185,7 +249,10 @@ impl World {
             return self.link_lost(node);
         }
         let client = &self.zookeeper.clients[node.0];
-        let known = client.seen.leader.map(|(epoch, leader, _)| (Some(epoch), leader));
+        let known = client
+            .seen
+            .leader
+            .map(|(epoch, leader, _)| (Some(epoch), leader));
         let (epoch, leader) = match known {
             Some(known) if client.is_connected() || self.random.chance(500) => known,
             None if client.is_connected() => return self.link_waits(node, RECONNECT_MAX_US),
@@ -200,7 +267,10 @@ impl World {
 
     /// Another leader than the one that the link goes to: it is met at once.
     fn leader_seen(&mut self, node: Node) {
-        let seen = self.zookeeper.clients[node.0].seen.leader.map(|(epoch, ..)| epoch);
+        let seen = self.zookeeper.clients[node.0]
+            .seen
+            .leader
+            .map(|(epoch, ..)| epoch);
         let link = &mut self.task_managers[node.worker()].link;
         if seen.is_none() || seen <= link.epoch {
             return;
@@ -222,11 +292,18 @@ impl World {
             (Stage::Greeting, Message::Welcome) => {
                 let registration = self.registration(node);
                 self.task_managers[node.worker()].link.stage = Stage::Registering;
-                self.send(connection, Side::Opener, Message::ToLeader(ToLeader::Register(registration)));
+                self.send(
+                    connection,
+                    Side::Opener,
+                    Message::ToLeader(ToLeader::Register(registration)),
+                );
             }
             (Stage::Registering, Message::FromLeader(message)) => match message.command {
                 Command::Registered { .. }
-                    if self.task_managers[node.worker()].worker.met(message.epoch).is_ok() =>
+                    if self.task_managers[node.worker()]
+                        .worker
+                        .met(message.epoch)
+                        .is_ok() =>
                 {
                     let link = &mut self.task_managers[node.worker()].link;
                     (link.stage, link.wait_us) = (Stage::Connected, RECONNECT_FIRST_US);
@@ -263,7 +340,12 @@ impl World {
 
     /// Remembers a message that may be heard once more.
     fn remember(&mut self, node: Node, message: &FromLeader) {
-        if self.options.faults.iter().any(|(kind, _)| *kind == crate::faults::Kind::ReplayMessage) {
+        if self
+            .options
+            .faults
+            .iter()
+            .any(|(kind, _)| *kind == crate::faults::Kind::ReplayMessage)
+        {
             let heard = &mut self.task_managers[node.worker()].heard;
             if heard.len() == HEARD_MAX {
                 heard.remove(0);
@@ -280,7 +362,9 @@ impl World {
             self.counts.disobeyed += 1;
             return self.log(|| format!("{node}: does not obey epoch {epoch}"));
         };
-        let judged = self.checkers.obeyed(node, self.processes[node.0].life, epoch);
+        let judged = self
+            .checkers
+            .obeyed(node, self.processes[node.0].life, epoch);
         self.judge(judged);
         for action in actions {
             match action {
@@ -288,7 +372,13 @@ impl World {
                     self.stop_task(node, TaskKey { job, task, attempt });
                 }
                 WorkerAction::Start(deployment) => self.deploy(node, deployment),
-                WorkerAction::Checkpoint { job, task, attempt, checkpoint, word } => {
+                WorkerAction::Checkpoint {
+                    job,
+                    task,
+                    attempt,
+                    checkpoint,
+                    word,
+                } => {
                     self.tell_task(node, TaskKey { job, task, attempt }, checkpoint, word);
                 }
                 WorkerAction::Drained => {
@@ -307,33 +397,67 @@ impl World {
         let task_manager = &mut self.task_managers[node.worker()];
         task_manager.tasks.retain(|_, task| task.key != key);
         task_manager.retired.insert((key.job, key.attempt));
-        task_manager.incoming.retain(|header, _| (header.job, header.attempt) != (key.job, key.attempt));
+        task_manager
+            .incoming
+            .retain(|header, _| (header.job, header.attempt) != (key.job, key.attempt));
     }
 
     fn deploy(&mut self, node: Node, deployment: Deployment) {
         let (job, attempt) = (deployment.job, deployment.attempt);
         self.log(|| {
-            let tasks: Vec<String> = deployment.tasks.iter().map(|one| one.task.to_string()).collect();
-            format!("{node}: deploys {} of job {}, attempt {attempt}, from {:?}", tasks.join(" "), short(job), deployment.restore)
+            let tasks: Vec<String> = deployment
+                .tasks
+                .iter()
+                .map(|one| one.task.to_string())
+                .collect();
+            format!(
+                "{node}: deploys {} of job {}, attempt {attempt}, from {:?}",
+                tasks.join(" "),
+                short(job),
+                deployment.restore
+            )
         });
-        let Some(spec) = self.users.spec(job) else { return };
+        let Some(spec) = self.users.spec(job) else {
+            return;
+        };
         let graph = Rc::new(deployment.graph);
         let locate = |task: TaskId| {
-            let place = deployment.locations.iter().find(|place| place.task == task)?;
+            let place = deployment
+                .locations
+                .iter()
+                .find(|place| place.task == task)?;
             Node::named(&place.task_manager.0)
         };
         for one in deployment.tasks {
-            let key = TaskKey { job, task: one.task, attempt };
-            let judged = self.checkers.started(node, self.processes[node.0].life, key);
+            let key = TaskKey {
+                job,
+                task: one.task,
+                attempt,
+            };
+            let judged = self
+                .checkers
+                .started(node, self.processes[node.0].life, key);
             self.judge(judged);
             let mut task = Task::new(key, Rc::clone(&graph), Rc::clone(&spec), deployment.restore);
             self.open_streams(node, &mut task, locate);
-            self.task_managers[node.worker()].tasks.insert((job, one.task), task);
+            self.task_managers[node.worker()]
+                .tasks
+                .insert((job, one.task), task);
             match one.image {
-                Some(manifest) => self.ask_store(node, StoreRequest::ReadImage { task: key, manifest }),
+                Some(manifest) => self.ask_store(
+                    node,
+                    StoreRequest::ReadImage {
+                        task: key,
+                        manifest,
+                    },
+                ),
                 None => {
                     let delay_us = self.random.between(2, 100) * MILLISECOND;
-                    let input = Input::Prepared { task: key, image: None, failure: None };
+                    let input = Input::Prepared {
+                        task: key,
+                        image: None,
+                        failure: None,
+                    };
                     let life = self.processes[node.0].life;
                     self.after(delay_us, Event::Process { node, life, input });
                 }
@@ -359,7 +483,12 @@ impl World {
         if self.take_task(node, key).is_none() {
             return;
         }
-        self.log(|| format!("{node}: task {} of attempt {} fails: {message}", key.task, key.attempt));
+        self.log(|| {
+            format!(
+                "{node}: task {} of attempt {} fails: {message}",
+                key.task, key.attempt
+            )
+        });
         let failure = TaskFailure {
             blame,
             message: message.to_owned(),
@@ -375,7 +504,15 @@ impl World {
         let TaskKey { job, task, attempt } = key;
         let worker = &mut self.task_managers[node.worker()].worker;
         if worker.changed(job, task, attempt, state.clone()) {
-            self.say(node, ToLeader::TaskState { job, attempt, task, state });
+            self.say(
+                node,
+                ToLeader::TaskState {
+                    job,
+                    attempt,
+                    task,
+                    state,
+                },
+            );
         }
     }
 
@@ -383,7 +520,11 @@ impl World {
     pub(crate) fn take_task(&mut self, node: Node, key: TaskKey) -> Option<Task> {
         let tasks = &mut self.task_managers[node.worker()].tasks;
         let place = (key.job, key.task);
-        if tasks.get(&place).is_some_and(|task| task.key == key) { tasks.remove(&place) } else { None }
+        if tasks.get(&place).is_some_and(|task| task.key == key) {
+            tasks.remove(&place)
+        } else {
+            None
+        }
     }
 
     pub(crate) fn put_task(&mut self, node: Node, task: Task) {
@@ -396,6 +537,13 @@ impl World {
         self.task_managers[node.worker()].draining = true;
         self.say(node, ToLeader::Draining);
         let life = self.processes[node.0].life;
-        self.after(self.options.drain_timeout_us, Event::Process { node, life, input: Input::DrainTimeout });
+        self.after(
+            self.options.drain_timeout_us,
+            Event::Process {
+                node,
+                life,
+                input: Input::DrainTimeout,
+            },
+        );
     }
 }

@@ -21,7 +21,9 @@ impl Clock {
     /// What it shows at a moment of the world.
     pub(crate) fn local(self, now_us: u64) -> Time {
         let rate = u64::try_from(1_000_000 + self.drift_ppm).unwrap_or(1_000_000);
-        Time::from_micros(self.offset_us + now_us / 1_000_000 * rate + now_us % 1_000_000 * rate / 1_000_000)
+        Time::from_micros(
+            self.offset_us + now_us / 1_000_000 * rate + now_us % 1_000_000 * rate / 1_000_000,
+        )
     }
 
     /// The first moment of the world at which it shows this time, or later.
@@ -43,7 +45,10 @@ mod tests {
     #[test]
     fn a_deadline_by_a_clock_is_met_at_the_first_moment_that_reaches_it() {
         for drift_ppm in [-20_000, -1, 0, 1, 20_000] {
-            let clock = Clock { offset_us: 5_000_000, drift_ppm };
+            let clock = Clock {
+                offset_us: 5_000_000,
+                drift_ppm,
+            };
             for local in [5_000_000, 5_000_001, 6_234_567, 99_999_999] {
                 let due = Time::from_micros(local);
                 let at = clock.world_us(due);

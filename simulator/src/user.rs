@@ -76,7 +76,12 @@ impl Users {
 
 impl World {
     /// A new user submits a job after some time.
-    pub(crate) fn add_user(&mut self, spec: JobSpec, after_us: u64, cancels_after_us: Option<u64>) -> usize {
+    pub(crate) fn add_user(
+        &mut self,
+        spec: JobSpec,
+        after_us: u64,
+        cancels_after_us: Option<u64>,
+    ) -> usize {
         let asks = Node(self.random.below(JOB_MANAGERS as u64) as usize);
         let spec = Rc::new(spec);
         let user = self.users.users.len();
@@ -85,7 +90,13 @@ impl World {
         let job = JobId(id);
         self.checkers.submitted(job, &spec);
         self.users.specs.insert(job, spec);
-        self.users.users.push(User { job, state: State::Submitting, turn: 0, asks, cancels_after_us });
+        self.users.users.push(User {
+            job,
+            state: State::Submitting,
+            turn: 0,
+            asks,
+            cancels_after_us,
+        });
         self.after(after_us, Event::User { user, turn: 0 });
         user
     }
@@ -114,7 +125,14 @@ impl World {
         };
         let delay_us = self.random.between(1, 20) * MILLISECOND;
         let life = self.processes[asks.0].life;
-        self.after(delay_us, Event::Process { node: asks, life, input });
+        self.after(
+            delay_us,
+            Event::Process {
+                node: asks,
+                life,
+                input,
+            },
+        );
         // Whoever does not answer in time is given up for another.
         self.users.users[user].asks = Node((asks.0 + 1) % JOB_MANAGERS);
         self.after(PATIENCE_US, Event::User { user, turn });
@@ -132,13 +150,21 @@ impl World {
             Answer::Stored(job) => {
                 self.checkers.acknowledged(job);
                 let cancels = one.cancels_after_us;
-                one.state = if cancels.is_some() { State::Acknowledged(job) } else { State::Done };
+                one.state = if cancels.is_some() {
+                    State::Acknowledged(job)
+                } else {
+                    State::Done
+                };
                 cancels
             }
             Answer::Rejected => Some(500 * MILLISECOND),
             Answer::NotLeading(hint) => {
                 one.asks = hint.unwrap_or(one.asks);
-                Some(if hint.is_some() { MILLISECOND } else { 300 * MILLISECOND })
+                Some(if hint.is_some() {
+                    MILLISECOND
+                } else {
+                    300 * MILLISECOND
+                })
             }
             Answer::CancelStored => {
                 if let State::Cancelling(job) = one.state {

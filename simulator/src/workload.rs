@@ -50,7 +50,10 @@ impl JobSpec {
                 checkpoint_timeout_ms: 10_000,
                 tolerable_failed_checkpoints: 1_000,
                 retained_checkpoints: 2,
-                restart: RestartStrategy::FixedDelay { attempts: u32::MAX, delay_ms: 100 },
+                restart: RestartStrategy::FixedDelay {
+                    attempts: u32::MAX,
+                    delay_ms: 100,
+                },
             },
         }
     }
@@ -59,7 +62,11 @@ impl JobSpec {
     pub(crate) fn draw(options: &Options, random: &mut Random) -> Self {
         let jobs = options.jobs;
         let most = u64::from(jobs.parallelism_max);
-        let routing = if random.chance(250) { Routing::Forward } else { Routing::AllToAll };
+        let routing = if random.chance(250) {
+            Routing::Forward
+        } else {
+            Routing::AllToAll
+        };
         let mut tasks = || random.between(1, most) as u32;
         let mut parallelism = [tasks(), tasks(), tasks()];
         if routing == Routing::Forward {
@@ -69,7 +76,8 @@ impl JobSpec {
         spec.parallelism = parallelism;
         spec.routing = routing;
         spec.stages = if random.chance(400) { 3 } else { 2 };
-        spec.records = random.between(u64::from(jobs.records_min), u64::from(jobs.records_max)) as u32;
+        spec.records =
+            random.between(u64::from(jobs.records_min), u64::from(jobs.records_max)) as u32;
         spec.batch = random.between(1, 6) as u32;
         spec.interval_us = random.between(50, 400) * MILLISECOND;
         spec.options.checkpoint_timeout_ms = random.between(1_000, 10_000);
@@ -89,7 +97,10 @@ impl JobSpec {
                 multiplier_percent: 150,
                 reset_after_ms: 30_000,
             },
-            _ => RestartStrategy::FixedDelay { attempts: u32::MAX, delay_ms: random.below(1_500) },
+            _ => RestartStrategy::FixedDelay {
+                attempts: u32::MAX,
+                delay_ms: random.below(1_500),
+            },
         };
         spec
     }
@@ -119,7 +130,11 @@ impl JobSpec {
         let stage = |index: usize| ExecutionStage {
             name: ["source", "count", "sink"][index].to_owned(),
             kind: StageKind::Wasm {
-                input: if index == 0 { StageInput::Guest } else { StageInput::Edges },
+                input: if index == 0 {
+                    StageInput::Guest
+                } else {
+                    StageInput::Edges
+                },
                 ports: u32::from(index > 0),
                 outputs: Vec::new(),
             },
@@ -130,7 +145,11 @@ impl JobSpec {
             from_output: 0,
             to: from + 1,
             to_port: 0,
-            routing: if from == 0 { self.routing } else { Routing::AllToAll },
+            routing: if from == 0 {
+                self.routing
+            } else {
+                Routing::AllToAll
+            },
         };
         let edges = u32::try_from(self.stages).map_or(0, |stages| stages - 1);
         ExecutionGraph {
@@ -146,7 +165,11 @@ impl JobSpec {
             id,
             name: format!("job-{}", crate::zookeeper::short(id)),
             module: ModuleHash([9; 32]),
-            graph: ObjectRef { key: String::new(), len: 1, hash: [0; 32] },
+            graph: ObjectRef {
+                key: String::new(),
+                len: 1,
+                hash: [0; 32],
+            },
             graph_hash: 5,
             parameters: BTreeMap::new(),
             options: self.options.clone(),

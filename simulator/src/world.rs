@@ -154,8 +154,12 @@ impl World {
     pub fn new(seed: u64, options: Options, logs: bool) -> Self {
         let mut random = Random::new(seed ^ 0x7469_6465_6D69_6C6C);
         let mut clock = || {
-            let drift = random.between(0, 2 * options.drift_max_ppm) as i64 - options.drift_max_ppm as i64;
-            Clock { offset_us: random.below(1_000 * SECOND), drift_ppm: drift }
+            let drift =
+                random.between(0, 2 * options.drift_max_ppm) as i64 - options.drift_max_ppm as i64;
+            Clock {
+                offset_us: random.below(1_000 * SECOND),
+                drift_ppm: drift,
+            }
         };
         let process = |clock| Process {
             life: 0,
@@ -172,7 +176,9 @@ impl World {
             random,
             queue: Queue::default(),
             processes,
-            job_managers: (0..JOB_MANAGERS).map(|_| JobManager::new(options.reach_grace_us)).collect(),
+            job_managers: (0..JOB_MANAGERS)
+                .map(|_| JobManager::new(options.reach_grace_us))
+                .collect(),
             task_managers: (0..TASK_MANAGERS).map(|_| TaskManager::default()).collect(),
             connections: BTreeMap::new(),
             last_connection: 0,
@@ -186,7 +192,9 @@ impl World {
             users: Users::default(),
             checkers: Checkers::default(),
             counts: Counts::default(),
-            log: Log { lines: logs.then(Vec::new) },
+            log: Log {
+                lines: logs.then(Vec::new),
+            },
             failure: None,
             events: 0,
             is_calm: false,
@@ -215,7 +223,12 @@ impl World {
     pub fn run(&mut self) -> Option<Failure> {
         let until_us = self.options.faults_until_us + self.options.calm_max_us;
         while self.failure.is_none() {
-            if !self.is_calm && self.queue.next_us().is_some_and(|next| next >= self.options.faults_until_us) {
+            if !self.is_calm
+                && self
+                    .queue
+                    .next_us()
+                    .is_some_and(|next| next >= self.options.faults_until_us)
+            {
                 self.is_calm = true;
                 self.now_us = self.now_us.max(self.options.faults_until_us);
                 self.calm();
@@ -238,8 +251,15 @@ impl World {
     /// Nothing is left to be done.
     pub(crate) fn is_done(&self) -> bool {
         self.users.are_content()
-            && self.zookeeper.jobs.values().all(|record| record.state.is_terminal())
-            && self.task_managers.iter().all(|task_manager| task_manager.tasks.is_empty())
+            && self
+                .zookeeper
+                .jobs
+                .values()
+                .all(|record| record.state.is_terminal())
+            && self
+                .task_managers
+                .iter()
+                .all(|task_manager| task_manager.tasks.is_empty())
     }
 
     /// Lets the next thing happen.
@@ -258,15 +278,29 @@ impl World {
             Event::CloseArrives { connection, to } => self.close_arrives(connection, to),
             Event::EndOfFileArrives { connection, to } => self.end_of_file_arrives(connection, to),
             Event::FrameArrives { stream } => self.frame_arrives(stream),
-            Event::RequestArrives { node, generation, id, operation } => {
+            Event::RequestArrives {
+                node,
+                generation,
+                id,
+                operation,
+            } => {
                 self.request_arrives(node, generation, id, *operation);
             }
-            Event::AnswerArrives { node, generation, id, outcome } => {
+            Event::AnswerArrives {
+                node,
+                generation,
+                id,
+                outcome,
+            } => {
                 self.answer_arrives(node, generation, id, outcome);
             }
             Event::WatchFires { node, generation } => self.watch_fires(node, generation),
             Event::SessionTick => self.expire_sessions(),
-            Event::StoreRequestArrives { node, life, request } => {
+            Event::StoreRequestArrives {
+                node,
+                life,
+                request,
+            } => {
                 self.store_request_arrives(node, life, *request);
             }
             Event::StoreDeletes { job, keys } => self.store_deletes(job, &keys),
@@ -326,7 +360,14 @@ impl World {
         self.log(|| format!("{node}: starts, life {life}"));
         self.reset_client(node);
         let delay_us = self.random.between(1_000, 200_000);
-        self.after(delay_us, Event::Process { node, life, input: Input::SessionTick });
+        self.after(
+            delay_us,
+            Event::Process {
+                node,
+                life,
+                input: Input::SessionTick,
+            },
+        );
         self.reset_connections(node);
         if node.is_job_manager() {
             self.start_job_manager(node);
@@ -446,10 +487,19 @@ impl World {
     }
 
     pub(crate) fn fail_liveness(&mut self, what: &str) {
-        let jobs = self.zookeeper.jobs.values().filter(|record| !record.state.is_terminal());
+        let jobs = self
+            .zookeeper
+            .jobs
+            .values()
+            .filter(|record| !record.state.is_terminal());
         let jobs: Vec<String> = jobs.map(|record| record.name.clone()).collect();
-        let left = self.task_managers.iter().flat_map(|task_manager| task_manager.tasks.values());
-        let left: Vec<String> = left.map(|task| format!("{} of {}", task.key.task, task.key.attempt)).collect();
+        let left = self
+            .task_managers
+            .iter()
+            .flat_map(|task_manager| task_manager.tasks.values());
+        let left: Vec<String> = left
+            .map(|task| format!("{} of {}", task.key.task, task.key.attempt))
+            .collect();
         let content = self.users.are_content();
         let what = format!(
             "{what}; not ended: [{}], left: [{}], users content: {content}",
@@ -462,6 +512,10 @@ impl World {
 }
 
 fn describe_links(what: &str, links: &[(Node, Node)]) -> String {
-    let named: Vec<String> = links.iter().take(6).map(|(from, to)| format!("{from}→{to}")).collect();
+    let named: Vec<String> = links
+        .iter()
+        .take(6)
+        .map(|(from, to)| format!("{from}→{to}"))
+        .collect();
     format!("{what}: {} of {} directions", named.join(" "), links.len())
 }

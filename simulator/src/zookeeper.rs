@@ -56,16 +56,43 @@ pub(crate) enum Outcome {
 pub(crate) enum Purpose {
     Stand,
     /// The confirmation that follows an election.
-    Elected { epoch: Epoch, sent_at: Time },
-    Confirm { epoch: Epoch, sent_at: Time },
-    Resign { epoch: Epoch },
-    TakeOver { epoch: Epoch },
-    StoreRecord { epoch: Epoch, job: JobId },
-    Publish { epoch: Epoch, job: JobId, checkpoint: CheckpointId },
-    ReadBack { epoch: Epoch, job: JobId, checkpoint: CheckpointId },
+    Elected {
+        epoch: Epoch,
+        sent_at: Time,
+    },
+    Confirm {
+        epoch: Epoch,
+        sent_at: Time,
+    },
+    Resign {
+        epoch: Epoch,
+    },
+    TakeOver {
+        epoch: Epoch,
+    },
+    StoreRecord {
+        epoch: Epoch,
+        job: JobId,
+    },
+    Publish {
+        epoch: Epoch,
+        job: JobId,
+        checkpoint: CheckpointId,
+    },
+    ReadBack {
+        epoch: Epoch,
+        job: JobId,
+        checkpoint: CheckpointId,
+    },
     /// Of an ended job, before its objects are deleted.
-    ClearPointers { epoch: Epoch, job: JobId },
-    RemoveJob { epoch: Epoch, job: JobId },
+    ClearPointers {
+        epoch: Epoch,
+        job: JobId,
+    },
+    RemoveJob {
+        epoch: Epoch,
+        job: JobId,
+    },
     /// Nobody waits for the answer.
     Aside,
 }
@@ -129,7 +156,13 @@ impl ZooKeeper {
 
     pub(crate) fn begin_session(&mut self, node: Node, now_us: u64) -> u64 {
         self.last_session += 1;
-        self.sessions.insert(self.last_session, Session { node, heard_us: now_us });
+        self.sessions.insert(
+            self.last_session,
+            Session {
+                node,
+                heard_us: now_us,
+            },
+        );
         self.last_session
     }
 
@@ -147,7 +180,10 @@ impl ZooKeeper {
         Snapshot {
             leader: first.map(|(number, one)| (Epoch(*number), one.node, one.life)),
             candidates: self.candidates.len(),
-            announced: self.announced.keys().fold(0, |bits, node| bits | 1 << node.worker()),
+            announced: self
+                .announced
+                .keys()
+                .fold(0, |bits, node| bits | 1 << node.worker()),
         }
     }
 
@@ -158,13 +194,17 @@ impl ZooKeeper {
 
     fn end_session(&mut self, session: u64) {
         self.sessions.remove(&session);
-        self.candidates.retain(|_, candidate| candidate.session != session);
+        self.candidates
+            .retain(|_, candidate| candidate.session != session);
         self.announced.retain(|_, of| *of != session);
     }
 
     /// Ends the session of a process, if it has one.
     pub(crate) fn expire(&mut self, node: Node) {
-        let of_node = self.sessions.iter().filter(|(_, session)| session.node == node);
+        let of_node = self
+            .sessions
+            .iter()
+            .filter(|(_, session)| session.node == node);
         let ids: Vec<u64> = of_node.map(|(id, _)| *id).collect();
         ids.into_iter().for_each(|id| self.end_session(id));
     }
@@ -172,7 +212,9 @@ impl ZooKeeper {
     /// After the ensemble was away every session begins its timeout anew.
     pub(crate) fn comes_back(&mut self, now_us: u64) {
         self.is_up = true;
-        self.sessions.values_mut().for_each(|session| session.heard_us = now_us);
+        self.sessions
+            .values_mut()
+            .for_each(|session| session.heard_us = now_us);
     }
 }
 
@@ -214,27 +256,51 @@ impl World {
         }
         self.zookeeper.told = snapshot;
         for index in 0..self.zookeeper.clients.len() {
-            let delay_us = self.random.between(100, self.options.zookeeper.watch_delay_max_us);
+            let delay_us = self
+                .random
+                .between(100, self.options.zookeeper.watch_delay_max_us);
             let at_us = self.now_us + delay_us;
             let client = &mut self.zookeeper.clients[index];
             if client.is_connected() {
                 client.last_watch_us = client.last_watch_us.max(at_us);
                 let (at_us, generation) = (client.last_watch_us, client.generation);
-                self.schedule(at_us, Event::WatchFires { node: Node(index), generation });
+                self.schedule(
+                    at_us,
+                    Event::WatchFires {
+                        node: Node(index),
+                        generation,
+                    },
+                );
             }
         }
     }
 
     /// A request reaches the ensemble, unless its connection is gone.
-    pub(crate) fn request_arrives(&mut self, node: Node, generation: u64, id: u64, operation: Operation) {
+    pub(crate) fn request_arrives(
+        &mut self,
+        node: Node,
+        generation: u64,
+        id: u64,
+        operation: Operation,
+    ) {
         let reaches = self.zookeeper.is_up && self.network.passes(node, ZOOKEEPER);
         let client = &mut self.zookeeper.clients[node.0];
-        let Some(session) = client.session.filter(|_| client.generation == generation) else { return };
+        let Some(session) = client.session.filter(|_| client.generation == generation) else {
+            return;
+        };
         if !reaches || client.served + 1 != id {
             // What was sent before comes first. A client that is told meanwhile that its connection is suspended sends
             // nothing again, but this may still arrive.
             let operation = Box::new(operation);
-            return self.after(AGAIN_US, Event::RequestArrives { node, generation, id, operation });
+            return self.after(
+                AGAIN_US,
+                Event::RequestArrives {
+                    node,
+                    generation,
+                    id,
+                    operation,
+                },
+            );
         }
         client.served = id;
         // Whose session has expired learns it when it pings next.
@@ -248,7 +314,11 @@ impl World {
         if scripted {
             self.zookeeper.lose_pointer_replies -= 1;
         }
-        if scripted || self.random.chance(self.options.zookeeper.lost_replies_per_mille) {
+        if scripted
+            || self
+                .random
+                .chance(self.options.zookeeper.lost_replies_per_mille)
+        {
             self.log(|| format!("{node}: the connection to ZooKeeper breaks before an answer"));
             self.counts.lost_replies += 1;
             return self.suspend(node);
@@ -258,7 +328,15 @@ impl World {
         client.last_answer_us = client.last_answer_us.max(self.now_us + delay_us);
         let at_us = client.last_answer_us;
         let outcome = Box::new(outcome);
-        self.schedule(at_us, Event::AnswerArrives { node, generation, id, outcome });
+        self.schedule(
+            at_us,
+            Event::AnswerArrives {
+                node,
+                generation,
+                id,
+                outcome,
+            },
+        );
     }
 
     fn carry_out(&mut self, node: Node, session: u64, operation: Operation) -> Outcome {
@@ -266,12 +344,26 @@ impl World {
         let zookeeper = &mut self.zookeeper;
         match operation {
             Operation::Stand => {
-                let stale = |one: &Candidate| one.node == node && one.life == life && one.session != session;
-                zookeeper.candidates.retain(|_, candidate| !stale(candidate));
-                if !zookeeper.candidates.values().any(|candidate| candidate.session == session) {
+                let stale = |one: &Candidate| {
+                    one.node == node && one.life == life && one.session != session
+                };
+                zookeeper
+                    .candidates
+                    .retain(|_, candidate| !stale(candidate));
+                if !zookeeper
+                    .candidates
+                    .values()
+                    .any(|candidate| candidate.session == session)
+                {
                     zookeeper.transaction += 1;
-                    let candidate = Candidate { session, node, life };
-                    zookeeper.candidates.insert(zookeeper.transaction, candidate);
+                    let candidate = Candidate {
+                        session,
+                        node,
+                        life,
+                    };
+                    zookeeper
+                        .candidates
+                        .insert(zookeeper.transaction, candidate);
                 }
                 Outcome::Done
             }
@@ -286,7 +378,10 @@ impl World {
             Operation::ReadJobs => {
                 let pointers = |job| zookeeper.pointers.get(job).cloned().unwrap_or_default();
                 let jobs = zookeeper.jobs.iter();
-                Outcome::Jobs(jobs.map(|(id, record)| (record.clone(), pointers(id))).collect())
+                Outcome::Jobs(
+                    jobs.map(|(id, record)| (record.clone(), pointers(id)))
+                        .collect(),
+                )
             }
             Operation::ReadPointers(job) => {
                 Outcome::Pointers(zookeeper.pointers.get(&job).cloned().unwrap_or_default())
@@ -315,7 +410,12 @@ impl World {
                 let judged = self.checkers.record_written(epoch, &record);
                 let (id, state) = (record.id, record.state.clone());
                 zookeeper.jobs.insert(id, *record);
-                self.log(|| format!("{node}: stores job {} as {state:?}, epoch {epoch}", short(id)));
+                self.log(|| {
+                    format!(
+                        "{node}: stores job {} as {state:?}, epoch {epoch}",
+                        short(id)
+                    )
+                });
                 judged
             }
             Operation::RemoveJob(epoch, job) => {
@@ -327,12 +427,21 @@ impl World {
                 if !zookeeper.jobs.contains_key(&job) {
                     return Outcome::UnknownJob;
                 }
-                let judged = self.checkers.pointers_written(epoch, job, &pointers, &self.store);
+                let judged = self
+                    .checkers
+                    .pointers_written(epoch, job, &pointers, &self.store);
                 zookeeper.pointers.insert(job, pointers.clone());
                 self.log(|| {
-                    let ids: Vec<String> =
-                        pointers.completed.iter().map(|one| one.checkpoint.to_string()).collect();
-                    format!("{node}: publishes [{}] of job {}, epoch {epoch}", ids.join(" "), short(job))
+                    let ids: Vec<String> = pointers
+                        .completed
+                        .iter()
+                        .map(|one| one.checkpoint.to_string())
+                        .collect();
+                    format!(
+                        "{node}: publishes [{}] of job {}, epoch {epoch}",
+                        ids.join(" "),
+                        short(job)
+                    )
                 });
                 judged
             }

@@ -13,7 +13,10 @@ fn every_mutation_is_found_and_without_one_nothing_is() {
     for mutation in Mutation::ALL {
         set(Some(mutation));
         match find(SEEDS_MAX) {
-            Some(report) => println!("{mutation:?}: seed {} shows it: {:?}", report.seed, report.failure),
+            Some(report) => println!(
+                "{mutation:?}: seed {} shows it: {:?}",
+                report.seed, report.failure
+            ),
             None => drop(missed.insert(mutation)),
         }
     }

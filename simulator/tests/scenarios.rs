@@ -10,7 +10,10 @@ fn holds(name: &str) {
     let scenario = Scenario::named(name).expect("the scenario is in the list");
     for seed in 0..SEEDS {
         let report = run(seed, Some(scenario), false);
-        assert_eq!(report.failure, None, "cargo xtask sim --scenario {name} --seed {seed} --step");
+        assert_eq!(
+            report.failure, None,
+            "cargo xtask sim --scenario {name} --seed {seed} --step"
+        );
         assert!(report.counts.jobs_ended > 0, "a job ran to its end");
     }
 }

@@ -25,29 +25,49 @@ impl Checkers {
         self.written_under(epoch)?;
         let number = short(job);
         let facts = self.facts(job);
-        let ids: Vec<CheckpointId> = pointers.completed.iter().map(|one| one.checkpoint).collect();
+        let ids: Vec<CheckpointId> = pointers
+            .completed
+            .iter()
+            .map(|one| one.checkpoint)
+            .collect();
         if ids.is_empty() && !facts.state.as_ref().is_some_and(JobState::is_terminal) {
-            return Err(format!("the pointers of job {number} are cleared though it has not ended"));
+            return Err(format!(
+                "the pointers of job {number} are cleared though it has not ended"
+            ));
         }
         if !ids.is_sorted_by(|one, next| one < next) {
-            return Err(format!("the pointers of job {number} are out of order: {ids:?}"));
+            return Err(format!(
+                "the pointers of job {number} are out of order: {ids:?}"
+            ));
         }
         let newest = facts.published.last().copied();
-        let new: Vec<&CheckpointPointer> =
-            pointers.completed.iter().filter(|one| !facts.pointers.contains(&one.checkpoint)).collect();
+        let new: Vec<&CheckpointPointer> = pointers
+            .completed
+            .iter()
+            .filter(|one| !facts.pointers.contains(&one.checkpoint))
+            .collect();
         let is_new = !new.is_empty();
         for pointer in new {
             let id = pointer.checkpoint;
             if newest.is_some_and(|newest| id <= newest) {
-                return Err(format!("checkpoint {id} of job {number} is published after {newest:?}"));
+                return Err(format!(
+                    "checkpoint {id} of job {number} is published after {newest:?}"
+                ));
             }
             if id.epoch != epoch {
-                return Err(format!("checkpoint {id} of job {number} is published by epoch {epoch}"));
+                return Err(format!(
+                    "checkpoint {id} of job {number} is published by epoch {epoch}"
+                ));
             }
-            facts.publish(pointer, store).map_err(|what| format!("checkpoint {id} of job {number} {what}"))?;
+            facts
+                .publish(pointer, store)
+                .map_err(|what| format!("checkpoint {id} of job {number} {what}"))?;
         }
         if ids.last().copied() < newest && !ids.is_empty() {
-            return Err(format!("the pointers of job {number} go back from {newest:?} to {:?}", ids.last()));
+            return Err(format!(
+                "the pointers of job {number} go back from {newest:?} to {:?}",
+                ids.last()
+            ));
         }
         facts.pointers = ids;
         facts.references = references(pointers, store);
@@ -60,7 +80,10 @@ impl Checkers {
         if self.facts(job).published.contains(&checkpoint) {
             return Ok(());
         }
-        Err(format!("checkpoint {checkpoint} of job {} is called complete and was never published", short(job)))
+        Err(format!(
+            "checkpoint {checkpoint} of job {} is called complete and was never published",
+            short(job)
+        ))
     }
 
     /// The leader deploys tasks on one TaskManager; `undisturbed` when all of their region run and nothing had happened
@@ -73,17 +96,24 @@ impl Checkers {
             return Err(format!("job {number} has ended and is deployed again"));
         }
         if undisturbed {
-            return Err(format!("job {number} is started again as attempt {attempt} though all its tasks run"));
+            return Err(format!(
+                "job {number} is started again as attempt {attempt} though all its tasks run"
+            ));
         }
         let last = facts.pointers.last().copied();
         if deployment.restore != last && !facts.excused {
             let to = deployment.restore;
-            return Err(format!("attempt {attempt} of job {number} goes back to {to:?}, and {last:?} is published"));
+            return Err(format!(
+                "attempt {attempt} of job {number} goes back to {to:?}, and {last:?} is published"
+            ));
         }
         for task in &deployment.tasks {
             let before = facts.deployed.insert(task.task, attempt);
             if before.is_some_and(|before| before >= attempt) {
-                return Err(format!("task {} of job {number} is deployed as {attempt} after {before:?}", task.task));
+                return Err(format!(
+                    "task {} of job {number} is deployed as {attempt} after {before:?}",
+                    task.task
+                ));
             }
         }
         Ok(())
@@ -92,7 +122,10 @@ impl Checkers {
     /// The store has deleted an object.
     pub(crate) fn deleted(&mut self, job: JobId, key: &str) -> Judged {
         if self.facts(job).references.contains(key) {
-            return Err(format!("{key} is deleted, and a pointer of job {} leads to it", short(job)));
+            return Err(format!(
+                "{key} is deleted, and a pointer of job {} leads to it",
+                short(job)
+            ));
         }
         Ok(())
     }
@@ -110,17 +143,25 @@ impl Facts {
         for part in &metadata.tasks {
             let image = store.image(&part.manifest.key);
             let image = image.ok_or_else(|| format!("lacks the image of task {}", part.task))?;
-            self.covered.extend(image.pending.iter().map(|transaction| transaction.id));
-            let current = self.deployed.get(&part.task);
-            if current != Some(&part.attempt) {
+            self.covered
+                .extend(image.pending.iter().map(|transaction| transaction.id));
+            // A later leader may find an older attempt whole, and nothing committed by the one that was to replace it.
+            let deployed = self
+                .deployed
+                .get(&part.task)
+                .filter(|by| by.epoch == pointer.checkpoint.epoch);
+            if let Some(newer) = deployed.filter(|newer| **newer != part.attempt) {
                 return Err(format!(
-                    "holds task {} of attempt {}, and {current:?} was deployed since",
+                    "holds task {} of attempt {}, and its leader has deployed {newer} since",
                     part.task, part.attempt
                 ));
             }
             let before = self.captured_by.insert(part.task, part.attempt);
             if before.is_some_and(|before| before > part.attempt) {
-                return Err(format!("holds task {} of attempt {} after {before:?}", part.task, part.attempt));
+                return Err(format!(
+                    "holds task {} of attempt {} after {before:?}",
+                    part.task, part.attempt
+                ));
             }
         }
         self.published.insert(pointer.checkpoint);
@@ -129,12 +170,21 @@ impl Facts {
 
     /// Every task is there, and those of one region were captured by one attempt.
     fn check_regions(&self, metadata: &CheckpointMetadata) -> Judged {
-        let Some(spec) = &self.spec else { return Err("belongs to a job that nobody submitted".to_owned()) };
+        let Some(spec) = &self.spec else {
+            return Err("belongs to a job that nobody submitted".to_owned());
+        };
         for region in regions(&spec.graph()) {
-            let parts = metadata.tasks.iter().filter(|part| region.contains(&part.task));
+            let parts = metadata
+                .tasks
+                .iter()
+                .filter(|part| region.contains(&part.task));
             let attempts: Vec<AttemptId> = parts.map(|part| part.attempt).collect();
             if attempts.len() != region.len() {
-                return Err(format!("holds {} of {} tasks of a region", attempts.len(), region.len()));
+                return Err(format!(
+                    "holds {} of {} tasks of a region",
+                    attempts.len(),
+                    region.len()
+                ));
             }
             let different: BTreeSet<AttemptId> = attempts.into_iter().collect();
             if different.len() != 1 {

@@ -39,18 +39,25 @@ impl Checkers {
         if let Some(before) = before {
             let goes_back = before == JobState::Cancelling && record.state == JobState::Active;
             if goes_back || before.is_terminal() && before != record.state {
-                return Err(format!("job {number} was {before:?} and becomes {:?}", record.state));
+                return Err(format!(
+                    "job {number} was {before:?} and becomes {:?}",
+                    record.state
+                ));
             }
         }
         let facts = self.facts(record.id);
         match &record.state {
             JobState::Finished => facts.check_complete(number),
-            JobState::Cancelled | JobState::Cancelling if !facts.cancel_asked => {
-                Err(format!("job {number} is cancelled, and nobody asked for it"))
-            }
+            JobState::Cancelled | JobState::Cancelling if !facts.cancel_asked => Err(format!(
+                "job {number} is cancelled, and nobody asked for it"
+            )),
             JobState::Failed { reason } => {
                 let may = facts.excused || facts.spec.as_ref().is_some_and(|spec| spec.may_fail());
-                if may { Ok(()) } else { Err(format!("job {number} fails, which it must not: {reason}")) }
+                if may {
+                    Ok(())
+                } else {
+                    Err(format!("job {number} fails, which it must not: {reason}"))
+                }
             }
             _ => Ok(()),
         }
@@ -63,7 +70,9 @@ impl Checkers {
         facts.pointers.clear();
         facts.references.clear();
         match &facts.state {
-            Some(state) if !state.is_terminal() => Err(format!("job {} is removed as {state:?}", short(job))),
+            Some(state) if !state.is_terminal() => {
+                Err(format!("job {} is removed as {state:?}", short(job)))
+            }
             _ => Ok(()),
         }
     }
@@ -74,13 +83,19 @@ impl Checkers {
             let number = short(*job);
             match &facts.state {
                 None if facts.acknowledged => {
-                    return Err(format!("job {number} was acknowledged, and the registry never held it"));
+                    return Err(format!(
+                        "job {number} was acknowledged, and the registry never held it"
+                    ));
                 }
                 Some(state) if !state.is_terminal() => {
-                    return Err(format!("job {number} is {state:?} and the registry does not hold it any more"));
+                    return Err(format!(
+                        "job {number} is {state:?} and the registry does not hold it any more"
+                    ));
                 }
                 Some(state) if facts.cancel_acknowledged && *state != JobState::Cancelled => {
-                    return Err(format!("job {number} was to be cancelled, and is {state:?}"));
+                    return Err(format!(
+                        "job {number} was to be cancelled, and is {state:?}"
+                    ));
                 }
                 _ => {}
             }

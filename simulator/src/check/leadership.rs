@@ -12,7 +12,9 @@ impl Checkers {
         if let Some((newest, _)) = self.elected.last_key_value()
             && *newest >= epoch
         {
-            return Err(format!("{node} is elected under epoch {epoch} after epoch {newest}"));
+            return Err(format!(
+                "{node} is elected under epoch {epoch} after epoch {newest}"
+            ));
         }
         self.elected.insert(epoch, (node, life));
         Ok(())
@@ -26,11 +28,15 @@ impl Checkers {
     /// A leader does something.
     pub(crate) fn acts(&self, node: Node, life: u64, epoch: Epoch) -> Judged {
         if self.elected.get(&epoch) != Some(&(node, life)) {
-            return Err(format!("{node} acts under epoch {epoch}, which is not its own"));
+            return Err(format!(
+                "{node} acts under epoch {epoch}, which is not its own"
+            ));
         }
         match self.elected.last_key_value() {
             Some((newest, (other, _))) if *newest > epoch && !self.forced.contains(&epoch) => {
-                Err(format!("{node} acts under epoch {epoch} after {other} was elected under epoch {newest}"))
+                Err(format!(
+                    "{node} acts under epoch {epoch} after {other} was elected under epoch {newest}"
+                ))
             }
             _ => Ok(()),
         }
@@ -40,7 +46,9 @@ impl Checkers {
     pub(super) fn written_under(&mut self, epoch: Epoch) -> Judged {
         if epoch < self.written_under {
             let newer = self.written_under;
-            return Err(format!("a write of epoch {epoch} is carried out after one of epoch {newer}"));
+            return Err(format!(
+                "a write of epoch {epoch} is carried out after one of epoch {newer}"
+            ));
         }
         self.written_under = epoch;
         Ok(())

@@ -11,7 +11,12 @@ use crate::zookeeper::short;
 
 impl Checkers {
     /// A sink makes visible what it had prepared. Doing it again changes nothing.
-    pub(crate) fn committed(&mut self, by: TaskKey, transaction: &Transaction, spec: &JobSpec) -> Judged {
+    pub(crate) fn committed(
+        &mut self,
+        by: TaskKey,
+        transaction: &Transaction,
+        spec: &JobSpec,
+    ) -> Judged {
         let number = short(by.job);
         let facts = self.facts(by.job);
         let checkpoint = transaction.checkpoint;
@@ -25,7 +30,8 @@ impl Checkers {
             return Ok(());
         }
         for (record, count) in transaction.records.iter() {
-            let fresh = facts.seen.insert(*record) & facts.counted.insert((spec.key_of(*record), *count));
+            let fresh =
+                facts.seen.insert(*record) & facts.counted.insert((spec.key_of(*record), *count));
             if !fresh && !facts.excused {
                 return Err(format!(
                     "record {record} of job {number} (count {count} of its key) is in the output twice: task {}, attempt {}, {checkpoint}",
@@ -58,7 +64,9 @@ impl Checkers {
 impl Facts {
     /// The output of a job that has finished holds every record once, and every count of every key.
     pub(super) fn check_complete(&self, number: u16) -> Judged {
-        let Some(spec) = &self.spec else { return Ok(()) };
+        let Some(spec) = &self.spec else {
+            return Ok(());
+        };
         if let Some(missing) = (0..spec.records).find(|record| !self.seen.contains(record)) {
             let there = self.seen.len();
             return Err(format!(
@@ -67,7 +75,10 @@ impl Facts {
             ));
         }
         if self.counted.len() != spec.records as usize && !self.excused {
-            return Err(format!("job {number} is finished with {} counts", self.counted.len()));
+            return Err(format!(
+                "job {number} is finished with {} counts",
+                self.counted.len()
+            ));
         }
         Ok(())
     }

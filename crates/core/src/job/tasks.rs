@@ -36,8 +36,8 @@ impl Job {
             && self.placements.get(&task) == Some(from);
         if !current || !self.phase.is_active() {
             // What should not be there is stopped again; its first cancellation may have been lost.
-            let is_stopped = matches!(state, TaskState::Cancelled);
-            if !is_stopped && !(current && goes_on) {
+            let is_right = current && goes_on;
+            if !is_right && !matches!(state, TaskState::Cancelled) {
                 self.stop(from, attempt, task);
             }
             return;
