@@ -96,14 +96,12 @@ impl World {
                 side,
                 since_us,
             } => {
-                if self.was_silent(connection, side, since_us) {
-                    self.control_over(node, connection, HowLost::StreamBroken);
-                }
+                let over = self.was_silent(connection, side, since_us);
+                self.control_over_if(over, node, connection);
             }
             Input::Closed { connection, side } => {
-                if self.end_is_over(connection, side) {
-                    self.control_over(node, connection, HowLost::StreamBroken);
-                }
+                let over = self.end_is_over(connection, side);
+                self.control_over_if(over, node, connection);
             }
             Input::EndOfFile { connection, side } => {
                 self.close(connection, side);
@@ -470,6 +468,12 @@ impl World {
                 self.tell_leader(node, event);
             }
             _ => {}
+        }
+    }
+
+    fn control_over_if(&mut self, over: bool, node: Node, connection: u64) {
+        if over {
+            self.control_over(node, connection, HowLost::StreamBroken);
         }
     }
 

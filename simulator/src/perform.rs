@@ -42,13 +42,6 @@ impl World {
                 connection,
                 message,
             } => self.speak(connection, message),
-            Action::StoreJobRecord(record) => {
-                let purpose = Purpose::StoreRecord {
-                    epoch,
-                    job: record.id,
-                };
-                self.ask(node, Operation::PutJob(epoch, Box::new(record)), purpose);
-            }
             Action::SubmissionStored { job } => self.answer_submitter(node, job, true),
             Action::SubmissionRejected { job, .. } => self.answer_submitter(node, job, false),
             Action::CancelStored { job } => {
@@ -56,6 +49,21 @@ impl World {
                 for (user, turn) in waiting.unwrap_or_default() {
                     self.answer_user(user, turn, Answer::CancelStored);
                 }
+            }
+            Action::Note(note) => self.note(node, &note),
+            write => self.perform_write(node, epoch, write),
+        }
+    }
+
+    /// What goes to the registry or the store.
+    fn perform_write(&mut self, node: Node, epoch: Epoch, action: Action) {
+        match action {
+            Action::StoreJobRecord(record) => {
+                let purpose = Purpose::StoreRecord {
+                    epoch,
+                    job: record.id,
+                };
+                self.ask(node, Operation::PutJob(epoch, Box::new(record)), purpose);
             }
             Action::WriteMetadata(metadata) => {
                 self.ask_store(node, StoreRequest::WriteMetadata { epoch, metadata });
@@ -107,7 +115,7 @@ impl World {
                     Purpose::RemoveJob { epoch, job },
                 );
             }
-            Action::Note(note) => self.note(node, &note),
+            _ => {}
         }
     }
 

@@ -195,11 +195,9 @@ impl World {
                     self.session_ended(node, "it has expired");
                 }
             }
-            (State::Suspended, Some(_)) => {
-                // The client library gives a session up by itself when no server answers for so long.
-                if silent_us > timeout_us * 7 / 5 {
-                    self.session_ended(node, "nobody has answered for too long");
-                }
+            // The client library gives a session up by itself when no server answers for so long.
+            (State::Suspended, Some(_)) if silent_us > timeout_us * 7 / 5 => {
+                self.session_ended(node, "nobody has answered for too long");
             }
             _ if speaks && hears => {
                 let session = self.zookeeper.begin_session(node, self.now_us);

@@ -115,6 +115,11 @@ fn prefix(job: JobId) -> String {
     format!("{:05}/", short(job))
 }
 
+fn image_key(of: TaskKey, checkpoint: CheckpointId) -> String {
+    let TaskKey { job, task, attempt } = of;
+    format!("{}{checkpoint}/{task}/{attempt}", prefix(job))
+}
+
 fn reference(key: String) -> ObjectRef {
     ObjectRef {
         len: key.len() as u64,
@@ -315,13 +320,7 @@ impl World {
                 image,
                 finished,
             } => {
-                let key = format!(
-                    "{}{}/{}/{}",
-                    prefix(task.job),
-                    checkpoint,
-                    task.task,
-                    task.attempt
-                );
+                let key = image_key(task, checkpoint);
                 let manifest = Some(self.keep(key, task.job, checkpoint, Content::Image(image)));
                 StoreAnswer::ImageWritten {
                     task,
@@ -332,10 +331,10 @@ impl World {
             }
             StoreRequest::ReadImage { task, manifest } => {
                 let read = self.store.read_image(&manifest.key);
-                let failure = read.as_ref().err().copied();
+                let (failure, image) = (read.as_ref().err().copied(), read.ok());
                 return Input::Prepared {
                     task,
-                    image: read.ok(),
+                    image,
                     failure,
                 };
             }
@@ -377,18 +376,26 @@ impl World {
                 job,
                 retained,
                 up_to,
-            } => {
-                let keys = self.store.orphans(job, &retained, up_to);
-                if !keys.is_empty() {
-                    let delay_us = self.random.between(0, self.options.store.latency_max_us);
-                    self.after(delay_us, Event::StoreDeletes { job, keys });
-                }
-                StoreAnswer::CleanedUp { job }
-            }
+            } => self.clean(job, &retained, up_to),
         };
         Input::Store {
             answer: Box::new(answer),
         }
+    }
+
+    /// Lists what is to go, which goes a little later.
+    fn clean(
+        &mut self,
+        job: JobId,
+        retained: &[CheckpointPointer],
+        up_to: CheckpointId,
+    ) -> StoreAnswer {
+        let keys = self.store.orphans(job, retained, up_to);
+        if !keys.is_empty() {
+            let delay_us = self.random.between(0, self.options.store.latency_max_us);
+            self.after(delay_us, Event::StoreDeletes { job, keys });
+        }
+        StoreAnswer::CleanedUp { job }
     }
 
     fn keep(

@@ -103,14 +103,12 @@ impl World {
                 side,
                 since_us,
             } => {
-                if self.was_silent(connection, side, since_us) {
-                    self.connection_over(node, connection, side);
-                }
+                let over = self.was_silent(connection, side, since_us);
+                self.connection_over_if(over, node, connection, side);
             }
             Input::Closed { connection, side } => {
-                if self.end_is_over(connection, side) {
-                    self.connection_over(node, connection, side);
-                }
+                let over = self.end_is_over(connection, side);
+                self.connection_over_if(over, node, connection, side);
             }
             Input::EndOfFile { connection, side } => {
                 if self.task_managers[node.worker()].link.connection == Some(connection) {
@@ -158,7 +156,10 @@ impl World {
         }
     }
 
-    fn connection_over(&mut self, node: Node, connection: u64, side: Side) {
+    fn connection_over_if(&mut self, over: bool, node: Node, connection: u64, side: Side) {
+        if !over {
+            return;
+        }
         let kind = self.connections.get(&connection).map(|found| found.kind);
         if kind == Some(Kind::Data) {
             self.data_connection_over(node, connection, side);
