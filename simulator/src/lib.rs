@@ -4,6 +4,18 @@
 //! A [`World`] holds processes around the real machines (`Leadership`, `Leader`, `Worker`, `Alignment`), links that delay,
 //! lose and partition, ZooKeeper, an object store, clocks that drift and users. Nothing in it reads a clock, opens a socket
 //! or starts a thread: the same seed gives the same events, byte for byte. Checkers watch from outside.
+//!
+//! | part | what it does |
+//! |---|---|
+//! | network | each direction of each link delays, sometimes for long; partitions of pairs, groups and single directions; streams keep their own order and overtake each other; silence ends a connection on the side that hears nothing; the kernel's word of a process's end comes late, or never when its machine is gone; old messages are heard once more |
+//! | ZooKeeper | one order of writes behind a fence; sessions that expire, as early as a follower's late report allows; suspended connections; replies of writes that happened are lost; watches that fire late; the whole ensemble away; sessions ended by force |
+//! | object store | slow, failing, writes that happened and answer with an error, damaged objects, clean-ups that list first and delete later |
+//! | processes | killed, frozen and continued (timers and sockets then in any order), asked to end, started again; clocks up to 2 % wrong |
+//! | jobs | sources with positions, an exchange by key or forward channels, counts by key, transactional sinks; back-pressure, alignment, images; user code that fails |
+//! | users | submissions repeated under one id, redirections, cancellations |
+//!
+//! Not modelled: what a guest does inside (watermarks, timers, splits and their enumerator), delta images and the segments
+//! they share, modules that cannot be fetched, log requests, and reports of progress.
 #![forbid(unsafe_code)]
 
 mod check;
