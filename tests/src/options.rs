@@ -52,7 +52,10 @@ impl ClusterOptions {
         };
         options
             .set("zookeeper.session_timeout_ms", session_timeout.as_millis())
-            .set("zookeeper.connection_timeout_ms", 1_000)
+            .set(
+                "zookeeper.connection_timeout_ms",
+                (session_timeout / 3).as_millis(),
+            )
     }
 
     /// These options with one more setting, which overrules an earlier one of the same key.
