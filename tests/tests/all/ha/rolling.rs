@@ -65,6 +65,11 @@ fn rolling_restart() -> anyhow::Result<()> {
     for index in 0..3 {
         let (at, at_ms) = (Instant::now(), unix_ms());
         let name = format!("tm-{}", index + 1);
+        let works = |task: &String| task.ends_with(&name);
+        ensure!(
+            watched.attempts()?.iter().any(works),
+            "there is something on {name} that must move"
+        );
         let status = cluster.taskmanagers()[index]
             .terminate(DRAIN_LIMIT)
             .with_context(|| format!("{name} drains"))?;
