@@ -54,15 +54,14 @@ impl fmt::Display for TakeoverTable {
         for (label, row) in &self.rows {
             line(f, label, row.iter().copied().map(text).collect())?;
         }
-        let shares: [(&str, fn(usize) -> usize); 3] = [
-            ("min", |_| 0),
-            ("median", |length| length / 2),
-            ("max", |length| length.saturating_sub(1)),
-        ];
-        for (name, index) in shares {
+        for name in ["min", "median", "max"] {
             let cells = self.columns.iter().map(|column| {
                 let values = self.column(column);
-                text(values.get(index(values.len())).copied())
+                text(match name {
+                    "min" => values.first().copied(),
+                    "max" => values.last().copied(),
+                    _ => values.get(values.len() / 2).copied(),
+                })
             });
             line(f, name, cells.collect())?;
         }

@@ -183,7 +183,7 @@ fn leader_frozen() -> anyhow::Result<()> {
     cluster.jobmanager_at(old.index).thaw()?;
     let alone = cluster.rest().at(old.index);
     let health = cluster.wait_for("the old leader to answer", REACTION_LIMIT, |_| {
-        Ok(alone.ask("/health").map(|answer| Some(answer.body))?)
+        Ok(Some(alone.ask("/health")?.body))
     })?;
     ensure!(
         health["leading"] != true,

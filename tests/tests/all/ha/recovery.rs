@@ -2,7 +2,6 @@
 //! happen meanwhile.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
@@ -56,7 +55,7 @@ fn start() -> anyhow::Result<(Cluster, Running)> {
     arguments.extend(["--param".to_owned(), parameter]);
     let running = Running {
         job: cluster.submit(&module("keyed-count")?, &arguments)?,
-        output: PathBuf::from(output),
+        output,
         truth: RollingCounts::of_numbers(count, keys),
     };
     running

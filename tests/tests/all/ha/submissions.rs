@@ -91,9 +91,13 @@ fn a_job_submitted_just_before_the_crash_runs_or_was_never_acknowledged() -> any
         cluster.wait_for_leader(leader.epoch, REACTION_LIMIT)?;
         submitted.push((name, output, is_acknowledged));
     }
-    let jobs = cluster.wait_for("every job that is known to end", JOB_LIMIT, |cluster| {
+    let jobs = cluster.wait_for("every known job to end", JOB_LIMIT, |cluster| {
         let jobs = known(cluster)?;
-        let all_ended = jobs.values().all(|job| !job["ended_at_ms"].is_null());
+        let has_ended = |job: &Value| {
+            let status = job["status"].as_str().unwrap_or_default();
+            ["finished", "failed", "cancelled"].contains(&status)
+        };
+        let all_ended = jobs.values().all(has_ended);
         Ok(all_ended.then_some(jobs))
     })?;
     let mut stored = 0;
