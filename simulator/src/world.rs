@@ -419,14 +419,22 @@ impl World {
         self.log(|| format!("{node}: goes on"));
         self.processes[node.0].state = ProcessState::Running;
         let life = self.processes[node.0].life;
-        let delays_us = [0; 3].map(|_: u64| self.random.below(3_000));
+        let mut classes: [Vec<Input>; 3] = Default::default();
         for input in std::mem::take(&mut self.processes[node.0].deferred) {
             let class = match input {
                 Input::Wake { .. } | Input::Silence { .. } | Input::LinkTimer { .. } => 0,
                 Input::Registry { .. } | Input::Watch { .. } | Input::SessionTick => 1,
                 _ => 2,
             };
-            self.after(delays_us[class], Event::Process { node, life, input });
+            classes[class].push(input);
+        }
+        // All of it before anything new: what comes on one stream stays in order.
+        classes.rotate_left(self.random.below(3) as usize);
+        if self.random.chance(500) {
+            classes.swap(0, 1);
+        }
+        for input in classes.into_iter().flatten() {
+            self.happen(node, life, input);
         }
         self.reachability_changed();
     }
