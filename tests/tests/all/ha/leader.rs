@@ -242,7 +242,11 @@ fn task_manager_frozen() -> anyhow::Result<()> {
 /// The job waits until there are slots again, and goes on from its last checkpoint.
 #[test]
 fn leader_and_two_task_managers_killed() -> anyhow::Result<()> {
-    let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
+    // The new leader waits so long for those that do not come.
+    let adoption_timeout = Duration::from_secs(3);
+    let options = ClusterOptions::highly_available(SESSION)
+        .set("cluster.adoption_timeout_ms", adoption_timeout.as_millis());
+    let mut cluster = Cluster::start(options)?;
     let watched = watched_count(&cluster, "output", 10, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
     let leader = cluster.wait_for_leader(0, REACTION_LIMIT)?;
@@ -251,6 +255,7 @@ fn leader_and_two_task_managers_killed() -> anyhow::Result<()> {
     cluster.taskmanagers()[0].kill()?;
     cluster.taskmanagers()[1].kill()?;
     let next = cluster.wait_for_leader(leader.epoch, REACTION_LIMIT)?;
+    let leads_ms = milliseconds(at.elapsed()).saturating_sub(next.leading_for_ms);
     cluster.wait_for("the job to wait for slots", REACTION_LIMIT, |_| {
         let status = watched.running.job.status()?;
         Ok(["waiting", "recovering"]
@@ -262,8 +267,8 @@ fn leader_and_two_task_managers_killed() -> anyhow::Result<()> {
     cluster.restart_jobmanager_at(leader.index)?;
     watched.wait_for_checkpoint(&mut cluster, next.epoch, 0, REACTION_LIMIT)?;
     println!(
-        "leader and two of three TaskManagers killed: a leader after {} ms, a checkpoint {} ms after the TaskManagers' return",
-        milliseconds(at.elapsed()).saturating_sub(milliseconds(returned.elapsed())),
+        "leader and two of three TaskManagers killed: a leader after {leads_ms} ms, a checkpoint {} ms after the \
+         TaskManagers' return",
         milliseconds(returned.elapsed())
     );
     let detail = watched.running.finish(&mut cluster)?;
