@@ -281,3 +281,63 @@ fn leader_and_two_task_managers_killed() -> anyhow::Result<()> {
     ensure!(from.is_some(), "it did not begin anew: {detail}");
     cluster.shut_down()
 }
+
+/// Each kill comes while a checkpoint is under way: it is completed or given up, and never half of it shown.
+#[test]
+fn leader_killed_while_checkpoint_completes() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
+    let watched = watched_count(&cluster, "output", 20, "127.0.0.1")?;
+    watched.settle(&mut cluster)?;
+    for number in 1..=5 {
+        cluster.wait_for("a checkpoint under way", REACTION_LIMIT, |_| {
+            let history = watched.running.job.checkpoints()?["history"].to_string();
+            Ok(history.contains("\"in-progress\"").then_some(()))
+        })?;
+        let kill = kill_the_leader(&mut cluster, &watched);
+        let kill = kill.with_context(|| format!("kill {number}"))?;
+        println!(
+            "a checkpoint {} ms after kill {number}",
+            kill.checkpoint_after_ms
+        );
+    }
+    let detail = watched.finish(&mut cluster)?;
+    ensure!(detail["restarts"] == 0, "nothing was restarted: {detail}");
+    cluster.shut_down()
+}
+
+/// The third leads, whoever was to be the next; then it dies too, and tasks go on without any, until all are back.
+#[test]
+fn one_job_manager_after_the_other_is_killed_and_none_comes_back() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
+    let watched = watched_count(&cluster, "output", 25, "127.0.0.1")?;
+    watched.settle(&mut cluster)?;
+    let before = watched.attempts()?;
+    let leader = cluster.wait_for_leader(0, REACTION_LIMIT)?;
+    let at = Instant::now();
+    let (next, last) = ((leader.index + 1) % 3, (leader.index + 2) % 3);
+    cluster.jobmanager_at(leader.index).kill()?;
+    cluster.jobmanager_at(next).kill()?;
+    let third = cluster.wait_for_leader(leader.epoch, REACTION_LIMIT)?;
+    ensure!(third.index == last, "who is left leads: {third:?}");
+    let leads_ms = milliseconds(at.elapsed()).saturating_sub(third.leading_for_ms);
+    watched.wait_for_checkpoint(&mut cluster, third.epoch, 0, REACTION_LIMIT)?;
+    watched.nothing_moved(&before, "with one JobManager left")?;
+
+    let alone_from = Instant::now();
+    cluster.jobmanager_at(last).kill()?;
+    watched.wait_for_arrivals(&mut cluster, 6_000, REACTION_LIMIT)?;
+    let alone = watched.receiver.gaps(alone_from, Instant::now());
+    for index in [next, leader.index, last] {
+        cluster.restart_jobmanager_at(index)?;
+    }
+    let fourth = cluster.wait_for_leader(third.epoch, REACTION_LIMIT)?;
+    watched.wait_for_checkpoint(&mut cluster, fourth.epoch, 0, REACTION_LIMIT)?;
+    watched.nothing_moved(&before, "after a time without any JobManager")?;
+    println!(
+        "two of three JobManagers killed: the third leads after {leads_ms} ms; without any for {:?}: {alone}",
+        alone_from.elapsed()
+    );
+    let detail = watched.finish(&mut cluster)?;
+    ensure!(detail["restarts"] == 0, "nothing was restarted: {detail}");
+    cluster.shut_down()
+}
