@@ -17,6 +17,68 @@ pub struct Image {
     pub host_state: Vec<u8>,
 }
 
+/// The size of the pages in which memories are captured and stored, in bytes. Part of the format, whatever the
+/// machine's own page size is.
+pub const PAGE_BYTES: usize = 4096;
+
+/// Neighbouring pages of a memory.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub struct PageRun {
+    /// The first page, counted from the memory's beginning.
+    pub first: u32,
+    /// How many there are.
+    pub pages: u32,
+}
+
+impl PageRun {
+    /// The page after the last.
+    #[must_use]
+    pub const fn end(&self) -> u64 {
+        self.first as u64 + self.pages as u64
+    }
+}
+
+/// What a task has become since its last capture: the pages that were written since, and everything else in full. What
+/// a page is that is not here, the captures before say; in a first one it is zero.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Capture {
+    /// The linear memory's size in bytes, a multiple of [`PAGE_BYTES`]; 0 for a native task.
+    pub memory_bytes: u64,
+    /// The pages that are here, in order, without overlap.
+    pub runs: Vec<PageRun>,
+    /// Their bytes, one page after the other.
+    pub pages: Vec<u8>,
+    /// Every mutable global, in index order.
+    pub globals: Vec<GlobalValue>,
+    /// Every table that the module can change, as in [`Image::tables`].
+    pub tables: Vec<Vec<Option<u32>>>,
+    /// The host's part, as in [`Image::host_state`].
+    pub host_state: Vec<u8>,
+}
+
+impl From<Image> for Capture {
+    /// The capture that holds every page.
+    ///
+    /// # Panics
+    /// When the memory is not made of whole pages, as no WebAssembly memory is.
+    fn from(image: Image) -> Self {
+        assert!(
+            image.memory.len().is_multiple_of(PAGE_BYTES),
+            "a memory is made of whole pages"
+        );
+        let pages = u32::try_from(image.memory.len() / PAGE_BYTES).expect("at most 16 TiB");
+        let all = PageRun { first: 0, pages };
+        Self {
+            memory_bytes: image.memory.len() as u64,
+            runs: Vec::from_iter((pages > 0).then_some(all)),
+            pages: image.memory,
+            globals: image.globals,
+            tables: image.tables,
+            host_state: image.host_state,
+        }
+    }
+}
+
 /// The value of a mutable global; floats as bits, so that NaNs survive.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum GlobalValue {

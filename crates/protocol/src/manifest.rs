@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Versioned;
-use crate::image::GlobalValue;
+use crate::image::{GlobalValue, PageRun};
 use crate::{AttemptId, CheckpointId, JobId, ModuleHash, TaskId};
 
 /// A stored object with what proves that it is whole.
@@ -31,13 +31,11 @@ pub struct Manifest {
     pub checkpoint: CheckpointId,
     /// The manifest this one is a delta on; `None` for a full one.
     pub base: Option<ObjectRef>,
-    /// The linear memory's size in bytes.
+    /// The linear memory's size in bytes, a multiple of [`crate::image::PAGE_BYTES`].
     pub memory_bytes: u64,
-    /// The size of a block in bytes; the last may be shorter.
-    pub block_bytes: u32,
     /// The segments that `blocks` index.
     pub segments: Vec<ObjectRef>,
-    /// Blocks of memory that differ from the base (from zero, in a full manifest), in order of their index.
+    /// Pages of memory that differ from the base (from zero, in a full manifest). Each is laid over those before it.
     pub blocks: Vec<BlockRef>,
     /// Every mutable global.
     pub globals: Vec<GlobalValue>,
@@ -51,24 +49,27 @@ pub struct Manifest {
 
 impl Versioned for Manifest {
     const KIND: [u8; 2] = *b"MF";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const NAME: &'static str = "task manifest";
 }
 
-/// Where one block of memory is.
+/// Where some neighbouring pages of a memory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockRef {
-    /// Which block of the memory.
-    pub index: u32,
+    /// Which pages; at most [`BLOCK_PAGES_MAX`].
+    pub run: PageRun,
     /// Index into [`Manifest::segments`].
     pub segment: u32,
-    /// Where its compressed bytes begin in the segment.
+    /// Where their compressed bytes begin in the segment.
     pub offset: u64,
-    /// How many compressed bytes there are; 0 means that the block is all zeros.
+    /// How many compressed bytes there are; 0 means that the pages are all zeros.
     pub len: u32,
-    /// CRC-32 (IEEE) of the uncompressed block.
+    /// CRC-32 (IEEE) of the uncompressed pages.
     pub checksum: u32,
 }
+
+/// The most pages that are compressed together: 64 KiB.
+pub const BLOCK_PAGES_MAX: u32 = 16;
 
 /// A whole checkpoint: the object that the pointer names.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

@@ -11,12 +11,11 @@ use tidemill_protocol::{CheckpointId, JobId};
 
 use crate::error::RequestError;
 use crate::store::path;
-use crate::{CleanupError, ReadError, Store, keys};
+use crate::{CleanupError, Store, keys};
 
 impl Store {
-    /// Deletes everything that a checkpoint wrote. That there is nothing is no error.
-    ///
-    /// Images are full, so no other checkpoint refers to it.
+    /// Deletes everything that a checkpoint wrote. That there is nothing is no error. The caller knows that no other
+    /// checkpoint builds on it.
     ///
     /// # Errors
     /// When the store fails; it may be repeated.
@@ -58,10 +57,12 @@ impl Store {
         Ok(ids)
     }
 
-    /// Deletes the checkpoints up to `up_to` that no retained one needs, and says which they were. The caller knows that
-    /// none of them is in flight any more; whatever is newer, also a newer leader's, may be, even if it began this instant.
+    /// Deletes what the checkpoints up to `up_to` have written and no retained one is made of, and says which checkpoints
+    /// are gone without a trace. The caller knows that none of them is in flight any more; whatever is newer, also a newer
+    /// leader's, may be, even if it began this instant.
     ///
-    /// Whatever the manifests of retained checkpoints refer to stays, also under other checkpoints' keys.
+    /// A task's next capture builds on its newest one. That is safe: the newest capture belongs to a checkpoint that is
+    /// retained or newer than all that are, or else the task itself is of no retained attempt.
     ///
     /// # Errors
     /// When the store fails, or when a retained checkpoint cannot be read; then nothing is deleted.
@@ -71,38 +72,29 @@ impl Store {
         retained: &[CheckpointPointer],
         up_to: CheckpointId,
     ) -> Result<Vec<CheckpointId>, CleanupError> {
-        let mut needed = BTreeSet::new();
-        let mut orphans = self.list_checkpoints(job).await?;
-        for pointer in retained {
-            needed.insert(pointer.checkpoint);
-            let references = self.references(job, pointer).await;
-            needed.extend(
-                references.map_err(|source| CleanupError::RetainedUnreadable {
-                    prefix: keys::checkpoints(job),
-                    source,
-                })?,
-            );
-        }
-        orphans.retain(|id| *id <= up_to && !needed.contains(id));
+        let mut candidates = self.list_checkpoints(job).await?;
+        candidates.retain(|id| *id <= up_to);
+        let needed = self.keys_of_checkpoints(job, retained).await;
+        let needed = needed.map_err(|source| CleanupError::RetainedUnreadable {
+            prefix: keys::checkpoints(job),
+            source,
+        })?;
+        let in_use: BTreeSet<CheckpointId> = needed
+            .iter()
+            .filter_map(|key| keys::checkpoint_of(job, key))
+            .collect();
+        let (partly, orphans): (Vec<_>, Vec<_>) =
+            candidates.into_iter().partition(|id| in_use.contains(id));
         for orphan in &orphans {
             self.delete_checkpoint(job, *orphan).await?;
         }
-        Ok(orphans)
-    }
-
-    /// The checkpoints under whose keys a retained checkpoint's objects are.
-    async fn references(
-        &self,
-        job: JobId,
-        pointer: &CheckpointPointer,
-    ) -> Result<Vec<CheckpointId>, ReadError> {
-        let metadata = self.read_metadata(&pointer.metadata).await?;
-        let mut ids = Vec::new();
-        for task in &metadata.tasks {
-            let keys = self.keys_of_image(job, task.task, &task.manifest).await?;
-            ids.extend(keys.iter().filter_map(|key| keys::checkpoint_of(job, key)));
+        for checkpoint in partly {
+            let prefix = keys::checkpoint(job, checkpoint);
+            self.delete_except(&prefix, &needed)
+                .await
+                .map_err(|error| error.cleaning(&prefix))?;
         }
-        Ok(ids)
+        Ok(orphans)
     }
 
     async fn delete_below(&self, prefix: &str) -> Result<(), CleanupError> {
@@ -112,20 +104,7 @@ impl Store {
     }
 
     async fn try_delete_below(&self, prefix: &str) -> Result<(), RequestError> {
-        let below = path(prefix)?;
-        let listed = self.objects().list(Some(&below));
-        let found: Vec<Path> = self
-            .request(listed.map_ok(|object| object.location).try_collect())
-            .await?;
-        let mut deleted = self
-            .objects()
-            .delete_stream(futures::stream::iter(found).map(Ok).boxed());
-        while let Some(outcome) = self.request(async { Ok(deleted.next().await) }).await? {
-            match outcome {
-                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
-                Err(error) => return Err(error.into()),
-            }
-        }
+        self.delete_except(prefix, &BTreeSet::new()).await?;
         // Where objects are files, an upload that a crash cut off is a file which listing does not show, and an empty
         // directory is left.
         let Some(directory) = self.directory().map(|root| root.join(prefix)) else {
@@ -144,5 +123,29 @@ impl Store {
                 })
         })
         .await
+    }
+
+    /// Deletes the objects below a prefix but for these.
+    async fn delete_except(
+        &self,
+        prefix: &str,
+        needed: &BTreeSet<String>,
+    ) -> Result<(), RequestError> {
+        let below = path(prefix)?;
+        let listed = self.objects().list(Some(&below));
+        let mut found: Vec<Path> = self
+            .request(listed.map_ok(|object| object.location).try_collect())
+            .await?;
+        found.retain(|location| !needed.contains(location.as_ref()));
+        let mut deleted = self
+            .objects()
+            .delete_stream(futures::stream::iter(found).map(Ok).boxed());
+        while let Some(outcome) = self.request(async { Ok(deleted.next().await) }).await? {
+            match outcome {
+                Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
+                Err(error) => return Err(error.into()),
+            }
+        }
+        Ok(())
     }
 }

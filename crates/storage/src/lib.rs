@@ -1,10 +1,11 @@
-//! The object store: what checkpoints and jobs leave outside the processes that run them. Task images (a segment of
-//! compressed blocks and a manifest each), checkpoint metadata, job graphs and modules.
+//! The object store: what checkpoints and jobs leave outside the processes that run them. Task images (segments of
+//! compressed pages, and manifests that say which of them make up an image), checkpoint metadata, job graphs and modules.
 //!
 //! It never publishes anything: an object that no pointer in the registry names does not exist for the cluster. It never
 //! returns bytes that it has not verified, and never decides which checkpoint is restored or deleted.
 //!
-//! Nouns: [`Store`] (where objects are), [`keys`] (what they are called), [`WrittenImage`] (what a capture cost).
+//! Nouns: [`Store`] (where objects are), [`keys`] (what they are called), [`ImageChain`] (what
+//! the captures of one task build upon), [`WrittenImage`] (what a capture cost).
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -20,7 +21,10 @@
 
 mod cleanup;
 mod error;
+mod image_chain;
 pub mod keys;
+mod layout;
+mod links;
 mod location;
 mod manifest_chain;
 mod read_image;
@@ -28,11 +32,9 @@ mod store;
 mod write_image;
 
 pub use error::{CleanupError, OpenError, ReadError, WriteError};
+pub use image_chain::ImageChain;
 pub use store::Store;
-pub use write_image::WrittenImage;
-
-/// The size of the blocks that images are cut into, in bytes: WebAssembly's page.
-pub const BLOCK_BYTES: u32 = 64 << 10;
+pub use write_image::{CaptureId, WrittenImage};
 
 /// The largest linear memory that is stored or read back, in bytes: all that a 32-bit memory can be.
 pub const MEMORY_BYTES_MAX: u64 = 4 << 30;

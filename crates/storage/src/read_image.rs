@@ -5,10 +5,12 @@
 use bytes::Bytes;
 use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
-use tidemill_protocol::manifest::ObjectRef;
+use tidemill_protocol::image::PAGE_BYTES;
+use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, ObjectRef};
 use tidemill_protocol::{Image, JobId, TaskId};
 
-use crate::manifest_chain::{PlannedBlock, SegmentPlan};
+use crate::image_chain::ImageChain;
+use crate::layout::{PlannedBlock, SegmentPlan};
 use crate::store::{WRONG_HASH, path};
 use crate::{ReadError, Store};
 
@@ -16,7 +18,8 @@ use crate::{ReadError, Store};
 const PIECE_BYTES: u64 = 4 << 20;
 
 impl Store {
-    /// Reads the image of a task by its manifest, and verifies all of it.
+    /// Reads the image of a task by its manifest, and verifies all of it. With it comes what later captures of the task
+    /// build upon.
     ///
     /// # Errors
     /// When the manifest, a base of it or a segment is missing, damaged or out of reach, or is another task's.
@@ -25,18 +28,24 @@ impl Store {
         job: JobId,
         task: TaskId,
         manifest: &ObjectRef,
-    ) -> Result<Image, ReadError> {
-        let plan = self.plan_image(job, task, manifest).await?;
-        let mut memory = allocate(&manifest.key, plan.manifest.memory_bytes)?;
-        for segment in plan.segments {
+    ) -> Result<(Image, ImageChain), ReadError> {
+        let resolved = self.resolve_image(job, task, manifest).await?;
+        let plan = resolved
+            .layout
+            .plan()
+            .map_err(|reason| ReadError::damaged(&manifest.key, reason))?;
+        let mut memory = allocate(&manifest.key, resolved.manifest.memory_bytes)?;
+        for segment in plan {
             memory = self.decode_segment(segment, memory).await?;
         }
-        Ok(Image {
+        let chain = ImageChain::read(manifest.clone(), resolved.layout, resolved.deltas);
+        let image = Image {
             memory,
-            globals: plan.manifest.globals,
-            tables: plan.manifest.tables,
-            host_state: plan.manifest.host_state,
-        })
+            globals: resolved.manifest.globals,
+            tables: resolved.manifest.tables,
+            host_state: resolved.manifest.host_state,
+        };
+        Ok((image, chain))
     }
 
     /// Decodes a segment's blocks into the memory; the next piece is read while one is decoded.
@@ -132,6 +141,8 @@ struct SegmentDecoder {
     hasher: blake3::Hasher,
     /// The beginning of the next block, when a piece ended inside it.
     pending: Vec<u8>,
+    /// Where a block is decoded of which only a part is wanted.
+    scratch: Vec<u8>,
     /// How much of the segment has been taken.
     position: u64,
 }
@@ -146,6 +157,7 @@ impl SegmentDecoder {
             memory,
             hasher: blake3::Hasher::new(),
             pending: Vec::new(),
+            scratch: vec![0; BLOCK_PAGES_MAX as usize * PAGE_BYTES],
             position: 0,
         }
     }
@@ -154,23 +166,24 @@ impl SegmentDecoder {
     fn feed(mut self, bytes: &[u8]) -> Result<Self, ReadError> {
         self.hasher.update(bytes);
         let mut rest = bytes;
-        while let Some(&block) = self.blocks.last() {
+        while let Some(planned) = self.blocks.pop() {
+            let len = planned.block.len as usize;
             if self.pending.is_empty() {
-                let gap = usize::try_from(block.offset - self.position).unwrap_or(usize::MAX);
-                self.take(&mut rest, gap);
+                let gap = planned.block.offset - self.position;
+                self.take(&mut rest, usize::try_from(gap).unwrap_or(usize::MAX));
             }
-            let part = self.take(&mut rest, block.len - self.pending.len());
-            if part.len() == block.len {
-                self.decode(&block, part)?;
-            } else {
-                self.pending.extend_from_slice(part);
-                if self.pending.len() < block.len {
-                    return Ok(self);
-                }
-                let whole = std::mem::take(&mut self.pending);
-                self.decode(&block, &whole)?;
+            let part = self.take(&mut rest, len - self.pending.len());
+            if part.len() == len {
+                self.decode(&planned, part)?;
+                continue;
             }
-            self.blocks.pop();
+            self.pending.extend_from_slice(part);
+            if self.pending.len() < len {
+                self.blocks.push(planned);
+                return Ok(self);
+            }
+            let whole = std::mem::take(&mut self.pending);
+            self.decode(&planned, &whole)?;
         }
         Ok(self)
     }
@@ -183,18 +196,30 @@ impl SegmentDecoder {
         taken
     }
 
-    fn decode(&mut self, block: &PlannedBlock, compressed: &[u8]) -> Result<(), ReadError> {
-        let target = &mut self.memory[block.position..block.position + block.block_bytes];
+    fn decode(&mut self, planned: &PlannedBlock, compressed: &[u8]) -> Result<(), ReadError> {
+        let (block, pieces) = (&planned.block, &planned.pieces);
+        let start = block.run.first as usize * PAGE_BYTES;
+        let bytes = block.run.pages as usize * PAGE_BYTES;
+        let target = if pieces.is_empty() {
+            &mut self.memory[start..start + bytes]
+        } else {
+            &mut self.scratch[..bytes]
+        };
         let decoded = lz4_flex::block::decompress_into(compressed, target);
-        let whole = decoded.is_ok_and(|bytes| bytes == block.block_bytes);
-        if whole && crc32fast::hash(target) == block.checksum {
-            return Ok(());
+        let whole = decoded.is_ok_and(|decoded| decoded == bytes);
+        if !whole || crc32fast::hash(target) != block.checksum {
+            let reason = format!(
+                "the block at offset {} does not match its checksum",
+                block.offset
+            );
+            return Err(ReadError::damaged(&self.segment.key, reason));
         }
-        let reason = format!(
-            "the block at offset {} does not match its checksum",
-            block.offset
-        );
-        Err(ReadError::damaged(&self.segment.key, reason))
+        for piece in pieces {
+            let to = piece.first as usize * PAGE_BYTES..piece.end() as usize * PAGE_BYTES;
+            let from = to.start - start..to.end - start;
+            self.memory[to].copy_from_slice(&self.scratch[from]);
+        }
+        Ok(())
     }
 
     fn finish(self) -> Result<Vec<u8>, ReadError> {

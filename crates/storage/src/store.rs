@@ -18,6 +18,7 @@ use tidemill_protocol::{JobId, ModuleHash};
 use tokio::sync::Semaphore;
 
 use crate::error::RequestError;
+use crate::links::Links;
 use crate::location::Location;
 use crate::{OpenError, ReadError, WriteError, keys};
 
@@ -43,6 +44,7 @@ struct Shared {
     request_timeout: Duration,
     /// One permit a core: captures of many tasks at once must not take all cores from the guests for long.
     cpu: Semaphore,
+    links: Links,
 }
 
 impl Store {
@@ -84,6 +86,7 @@ impl Store {
                 url: url.into(),
                 request_timeout,
                 cpu: Semaphore::new(cores),
+                links: Links::default(),
             }),
         }
     }
@@ -187,6 +190,10 @@ impl Store {
 
     pub(crate) fn objects(&self) -> &Arc<dyn ObjectStore> {
         &self.shared.objects
+    }
+
+    pub(crate) fn links(&self) -> &Links {
+        &self.shared.links
     }
 
     pub(crate) fn directory(&self) -> Option<&FilePath> {

@@ -1,5 +1,6 @@
-//! Writing a task's image: its memory cut into blocks, zero blocks left out, the others compressed into one segment
-//! that is uploaded while it grows; then the manifest. It never holds more than a few chunks beside the image itself.
+//! Writing a task's capture: its pages cut into blocks, the others compressed into one segment that is uploaded while it
+//! grows; then the manifest, which is a delta on the task's manifest before, or a full one that lists where every page is.
+//! It never holds more than a few chunks beside the capture itself.
 
 use std::sync::Arc;
 
@@ -7,13 +8,15 @@ use bytes::{Bytes, BytesMut};
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use object_store::{MultipartUpload, ObjectStoreExt};
 use tidemill_protocol::codec;
-use tidemill_protocol::manifest::{BlockRef, Manifest, ObjectRef};
-use tidemill_protocol::{AttemptId, CheckpointId, Image, JobId, TaskId};
+use tidemill_protocol::image::{Capture, PAGE_BYTES, PageRun};
+use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, Manifest, ObjectRef};
+use tidemill_protocol::{AttemptId, CheckpointId, JobId, TaskId};
 use tokio::runtime::Handle;
 
 use crate::error::RequestError;
+use crate::image_chain::ImageChain;
 use crate::store::path;
-use crate::{BLOCK_BYTES, MEMORY_BYTES_MAX, Store, WriteError, keys};
+use crate::{MEMORY_BYTES_MAX, Store, WriteError, keys};
 
 /// How much memory is compressed in one go, off the async threads: some milliseconds of work.
 const CHUNK_BYTES: usize = 4 << 20;
@@ -21,8 +24,20 @@ const CHUNK_BYTES: usize = 4 << 20;
 /// How much of a segment is sent at once. Object stores want parts of at least 5 MiB.
 const PART_BYTES: usize = 8 << 20;
 
-const BLOCK: usize = BLOCK_BYTES as usize;
-static ZEROS: [u8; BLOCK] = [0; BLOCK];
+static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
+
+/// Whose capture it is, and of when.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct CaptureId {
+    /// The job.
+    pub job: JobId,
+    /// The task.
+    pub task: TaskId,
+    /// The execution that was captured.
+    pub attempt: AttemptId,
+    /// The checkpoint that it is captured for.
+    pub checkpoint: CheckpointId,
+}
 
 /// A stored image.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,19 +51,27 @@ pub struct WrittenImage {
 }
 
 impl Store {
-    /// Stores a task's image in full. When it returns, the image is durable and can be read by its manifest.
+    /// Stores a task's capture. When it returns, the image is durable and can be read by its manifest.
+    ///
+    /// `chain` says what the captures before have stored; a new one stands for none, and then the capture holds every
+    /// page that is not zero. A capture that was not stored leaves the chain as usable as it was, but its pages are then
+    /// missing in it: the next capture must hold them again.
     ///
     /// # Errors
     /// When a part of it could not be written; what was written is an orphan that clean-up removes.
-    pub async fn write_image(
+    pub async fn write_capture(
         &self,
-        job: JobId,
-        task: TaskId,
-        attempt: AttemptId,
-        checkpoint: CheckpointId,
-        image: &Arc<Image>,
+        id: CaptureId,
+        capture: &Arc<Capture>,
+        chain: &mut ImageChain,
     ) -> Result<WrittenImage, WriteError> {
-        let memory_bytes = image.memory.len() as u64;
+        let CaptureId {
+            job,
+            task,
+            attempt,
+            checkpoint,
+        } = id;
+        let memory_bytes = capture.memory_bytes;
         let key = keys::segment(job, task, attempt, checkpoint);
         if memory_bytes > MEMORY_BYTES_MAX {
             return Err(WriteError::TooLarge {
@@ -57,46 +80,53 @@ impl Store {
                 max: MEMORY_BYTES_MAX,
             });
         }
-        let (segments, blocks) = self.write_segment(key, image).await?;
+        let keep_zeros = !chain.is_new();
+        let (segments, blocks) = self.write_segment(key, capture, keep_zeros).await?;
         let segment_bytes: u64 = segments.iter().map(|segment| segment.len).sum();
+        let listed = chain.extend(memory_bytes, segments, blocks);
 
         let key = keys::manifest(job, task, attempt, checkpoint);
         let encoded = self.compute({
-            let image = Arc::clone(image);
+            let capture = Arc::clone(capture);
             move || {
                 codec::encode(&Manifest {
                     job,
                     task,
                     checkpoint,
-                    base: None,
+                    base: listed.base,
                     memory_bytes,
-                    block_bytes: BLOCK_BYTES,
-                    segments,
-                    blocks,
-                    globals: image.globals.clone(),
-                    tables: image.tables.clone(),
-                    host_state: image.host_state.clone(),
+                    segments: listed.segments,
+                    blocks: listed.blocks,
+                    globals: capture.globals.clone(),
+                    tables: capture.tables.clone(),
+                    host_state: capture.host_state.clone(),
                     channel_state: Vec::new(),
                 })
             }
         });
         let encoded = encoded.await.map_err(|error| error.writing(&key))?;
         let manifest = self.put_object(&key, encoded).await?;
+        chain.stored(&manifest);
         Ok(WrittenImage {
             written_bytes: segment_bytes + manifest.len,
-            image_bytes: memory_bytes + image.host_state.len() as u64,
+            image_bytes: memory_bytes + capture.host_state.len() as u64,
             manifest,
         })
     }
 
-    /// Writes the blocks of an image. An image of zeros alone, or of no memory, needs no segment.
+    /// Writes the pages of a capture. One of zeros alone, or of no pages, needs no segment.
     async fn write_segment(
         &self,
         key: String,
-        image: &Arc<Image>,
+        capture: &Arc<Capture>,
+        keep_zeros: bool,
     ) -> Result<(Vec<ObjectRef>, Vec<BlockRef>), WriteError> {
         let mut upload = None;
-        let encoder = match self.stream_segment(&key, image, &mut upload).await {
+        let encoder = SegmentEncoder::new(keep_zeros);
+        let encoder = match self
+            .stream_segment(&key, capture, encoder, &mut upload)
+            .await
+        {
             Ok(encoder) => encoder,
             Err(error) => {
                 if let Some(mut upload) = upload {
@@ -106,28 +136,25 @@ impl Store {
                 return Err(error.writing(&key));
             }
         };
-        if encoder.written_bytes == 0 {
-            return Ok((Vec::new(), Vec::new()));
-        }
-        let segment = ObjectRef {
+        let segment = (encoder.written_bytes > 0).then(|| ObjectRef {
             key,
             len: encoder.written_bytes,
             hash: *encoder.hasher.finalize().as_bytes(),
-        };
-        Ok((vec![segment], encoder.blocks))
+        });
+        Ok((Vec::from_iter(segment), encoder.blocks))
     }
 
     /// Compresses and sends at the same time. `upload` is the caller's, so that it can be aborted after an error.
     async fn stream_segment(
         &self,
         key: &str,
-        image: &Arc<Image>,
+        capture: &Arc<Capture>,
+        mut encoder: SegmentEncoder,
         upload: &mut Option<Box<dyn MultipartUpload>>,
     ) -> Result<SegmentEncoder, RequestError> {
-        let mut encoder = SegmentEncoder::new();
         loop {
             let part = encoder.take_part();
-            let done = encoder.is_done(image);
+            let done = encoder.is_done(capture);
             if part.is_none() && done {
                 break;
             }
@@ -144,8 +171,8 @@ impl Store {
                 if done {
                     return Ok(encoder);
                 }
-                let image = Arc::clone(image);
-                self.compute(move || encoder.encode_chunk(&image)).await
+                let capture = Arc::clone(capture);
+                self.compute(move || encoder.encode_chunk(&capture)).await
             };
             let (encoded, sent) = tokio::join!(encode, send);
             sent?;
@@ -182,51 +209,94 @@ impl Store {
 
 /// The state of a segment that grows.
 struct SegmentEncoder {
+    /// Whether pages of zeros are listed: what lies below them may be something else.
+    keep_zeros: bool,
     /// Compressed and not yet sent.
     compressed: BytesMut,
     blocks: Vec<BlockRef>,
     hasher: blake3::Hasher,
     /// Compressed so far: the offset of the next block.
     written_bytes: u64,
-    /// Where in the memory the next chunk begins.
+    /// Which run of the capture is being encoded, and how many of its pages have been.
+    run: usize,
+    pages_of_run: u32,
+    /// Where in the capture's bytes the next page is.
     position: usize,
     table: CompressTable,
 }
 
 impl SegmentEncoder {
-    fn new() -> Self {
+    fn new(keep_zeros: bool) -> Self {
         Self {
+            keep_zeros,
             compressed: BytesMut::new(),
             blocks: Vec::new(),
             hasher: blake3::Hasher::new(),
             written_bytes: 0,
+            run: 0,
+            pages_of_run: 0,
             position: 0,
             table: CompressTable::large(),
         }
     }
 
-    fn is_done(&self, image: &Image) -> bool {
-        self.position >= image.memory.len()
+    fn is_done(&self, capture: &Capture) -> bool {
+        self.run == capture.runs.len()
     }
 
     fn take_part(&mut self) -> Option<Bytes> {
         (self.compressed.len() >= PART_BYTES).then(|| self.compressed.split_to(PART_BYTES).freeze())
     }
 
-    fn encode_chunk(mut self, image: &Image) -> Self {
-        let end = image.memory.len().min(self.position + CHUNK_BYTES);
+    fn encode_chunk(mut self, capture: &Capture) -> Self {
+        let end = self.position + CHUNK_BYTES;
         let before = self.compressed.len();
-        for block in image.memory[self.position..end].chunks(BLOCK) {
-            if block != &ZEROS[..block.len()] {
-                self.encode_block(block);
-            }
-            self.position += block.len();
+        while self.position < end && !self.is_done(capture) {
+            self.encode_block(capture);
         }
         self.hasher.update(&self.compressed[before..]);
         self
     }
 
-    fn encode_block(&mut self, block: &[u8]) {
+    /// The next pages of the run that are alike in being zero or not.
+    fn encode_block(&mut self, capture: &Capture) {
+        let run = capture.runs[self.run];
+        let left = (run.pages - self.pages_of_run).min(BLOCK_PAGES_MAX) as usize;
+        let pages = &capture.pages[self.position..self.position + left * PAGE_BYTES];
+        let zero = |page: &&[u8]| **page == ZEROS[..];
+        let first_is_zero = pages
+            .chunks(PAGE_BYTES)
+            .next()
+            .is_some_and(|page| zero(&page));
+        let alike = pages
+            .chunks(PAGE_BYTES)
+            .take_while(|page| zero(page) == first_is_zero)
+            .count();
+        let bytes = &pages[..alike * PAGE_BYTES];
+        let place = PageRun {
+            first: run.first + self.pages_of_run,
+            pages: u32::try_from(alike).expect("a block has few pages"),
+        };
+        if !first_is_zero {
+            self.compress(place, bytes);
+        } else if self.keep_zeros {
+            self.blocks.push(BlockRef {
+                run: place,
+                segment: 0,
+                offset: 0,
+                len: 0,
+                checksum: 0,
+            });
+        }
+        self.position += bytes.len();
+        self.pages_of_run += place.pages;
+        if self.pages_of_run == run.pages {
+            self.run += 1;
+            self.pages_of_run = 0;
+        }
+    }
+
+    fn compress(&mut self, run: PageRun, block: &[u8]) {
         let start = self.compressed.len();
         self.compressed
             .resize(start + get_maximum_output_size(block.len()), 0);
@@ -234,7 +304,7 @@ impl SegmentEncoder {
             .expect("the output has the size that the compressor asks for");
         self.compressed.truncate(start + len);
         self.blocks.push(BlockRef {
-            index: u32::try_from(self.position / BLOCK).expect("the memory's size is bounded"),
+            run,
             segment: 0,
             offset: self.written_bytes,
             len: u32::try_from(len).expect("a block is small"),

@@ -3,14 +3,15 @@
 mod common;
 
 use std::fs;
-use std::sync::Arc;
 
-use common::{ATTEMPT, JOB, TASK, all_files, file, files, image, publish, write};
+use common::{
+    ATTEMPT, JOB, TASK, all_files, file, files, id_of, image, publish, read, write, write_full,
+};
 use tidemill_protocol::codec::{decode, encode};
 use tidemill_protocol::manifest::Manifest;
 use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{CheckpointId, Epoch, JobId};
-use tidemill_storage::{CleanupError, Store, keys};
+use tidemill_storage::{CaptureId, CleanupError, Store, keys};
 
 fn id(epoch: u64, counter: u64) -> CheckpointId {
     CheckpointId::new(Epoch(epoch), counter)
@@ -63,9 +64,13 @@ async fn a_deleted_job_leaves_its_module_and_the_other_jobs() {
     let other = JobId([0x0b; 16]);
     for job in [JOB, other] {
         store.put_graph(job, "graph").await.unwrap();
-        let image = Arc::new(image(&[Some(1)]));
-        let write = store.write_image(job, TASK, ATTEMPT, id(1, 1), &image);
-        write.await.unwrap();
+        let of_job = CaptureId {
+            job,
+            ..id_of(id(1, 1))
+        };
+        write_full(&store, of_job, &image(&[Some(1)]))
+            .await
+            .unwrap();
     }
     for _ in 0..2 {
         store.delete_job(JOB).await.unwrap();
@@ -98,7 +103,7 @@ async fn an_orphan_scan_spares_what_is_retained_and_what_may_be_in_flight() {
         for pointer in &retained {
             let metadata = store.read_metadata(&pointer.metadata).await.unwrap();
             let manifest = &metadata.tasks[0].manifest;
-            store.read_image(JOB, TASK, manifest).await.unwrap();
+            read(&store, manifest).await.unwrap();
         }
     }
 }
@@ -127,10 +132,7 @@ async fn an_orphan_scan_spares_what_a_retained_manifest_refers_to() {
         .await
         .unwrap();
     assert_eq!(deleted, [id(1, 3)]);
-    assert_eq!(
-        store.read_image(JOB, TASK, &delta).await.unwrap(),
-        image(&[Some(2)])
-    );
+    assert_eq!(read(&store, &delta).await.unwrap(), image(&[Some(2)]));
 }
 
 #[tokio::test]

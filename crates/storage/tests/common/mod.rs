@@ -8,16 +8,28 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use tidemill_protocol::image::GlobalValue;
-use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, TaskImageRef};
+use tidemill_protocol::image::{Capture, GlobalValue, PAGE_BYTES};
+use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, CheckpointMetadata, ObjectRef, TaskImageRef};
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, Image, JobId, ModuleHash, TaskId};
-use tidemill_storage::{BLOCK_BYTES, Store, WrittenImage};
+use tidemill_storage::{CaptureId, ImageChain, ReadError, Store, WriteError, WrittenImage};
 
 pub(crate) const JOB: JobId = JobId([0x0a; 16]);
 pub(crate) const TASK: TaskId = TaskId::new(1, 4);
 pub(crate) const ATTEMPT: AttemptId = AttemptId::new(Epoch(2), 5);
 pub(crate) const CHECKPOINT: CheckpointId = CheckpointId::new(Epoch(3), 17);
-pub(crate) const BLOCK: usize = BLOCK_BYTES as usize;
+/// What is compressed together, in bytes.
+pub(crate) const BLOCK: usize = BLOCK_PAGES_MAX as usize * PAGE_BYTES;
+pub(crate) const ID: CaptureId = id_of(CHECKPOINT);
+
+/// The capture of [`TASK`] in this checkpoint.
+pub(crate) const fn id_of(checkpoint: CheckpointId) -> CaptureId {
+    CaptureId {
+        job: JOB,
+        task: TASK,
+        attempt: ATTEMPT,
+        checkpoint,
+    }
+}
 
 /// A store in a directory of its own.
 pub(crate) fn files() -> (TempDir, Store) {
@@ -81,12 +93,27 @@ pub(crate) fn image(blocks: &[Option<u64>]) -> Image {
     }
 }
 
+/// Stores an image in full.
+pub(crate) async fn write_full(
+    store: &Store,
+    id: CaptureId,
+    image: &Image,
+) -> Result<WrittenImage, WriteError> {
+    let capture = Arc::new(Capture::from(image.clone()));
+    store
+        .write_capture(id, &capture, &mut ImageChain::new())
+        .await
+}
+
 /// Stores an image as that of [`TASK`] in `checkpoint`.
 pub(crate) async fn write(store: &Store, checkpoint: CheckpointId, image: &Image) -> WrittenImage {
-    store
-        .write_image(JOB, TASK, ATTEMPT, checkpoint, &Arc::new(image.clone()))
-        .await
-        .unwrap()
+    write_full(store, id_of(checkpoint), image).await.unwrap()
+}
+
+/// Reads an image of [`TASK`].
+pub(crate) async fn read(store: &Store, manifest: &ObjectRef) -> Result<Image, ReadError> {
+    let (image, _) = store.read_image(JOB, TASK, manifest).await?;
+    Ok(image)
 }
 
 /// Stores a checkpoint whose only task has this manifest.
