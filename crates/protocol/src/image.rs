@@ -21,33 +21,27 @@ pub struct Image {
 /// machine's own page size is.
 pub const PAGE_BYTES: usize = 4096;
 
-/// Neighbouring pages of a memory.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+/// Neighbouring pages of a memory that a capture names.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PageRun {
     /// The first page, counted from the memory's beginning.
     pub first: u32,
     /// How many there are.
     pub pages: u32,
-}
-
-impl PageRun {
-    /// The page after the last.
-    #[must_use]
-    pub const fn end(&self) -> u64 {
-        self.first as u64 + self.pages as u64
-    }
+    /// Whether they hold only zeros; then their bytes are left out.
+    pub zero: bool,
 }
 
 /// What a task has become since its last capture: the pages that were written since, and everything else in full. What
-/// a page is that is not here, the captures before say; in a first one it is zero.
+/// a page is that is not named, the captures before say; in a first one it is zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Capture {
     /// The linear memory's size in bytes, a multiple of [`PAGE_BYTES`]; 0 for a native task.
     pub memory_bytes: u64,
-    /// The pages that are here, in order, without overlap.
+    /// The pages that are named, in order, without overlap.
     pub runs: Vec<PageRun>,
-    /// Their bytes, one page after the other.
-    pub pages: Vec<u8>,
+    /// The bytes of all runs that are not zero, one after the other.
+    pub bytes: Vec<u8>,
     /// Every mutable global, in index order.
     pub globals: Vec<GlobalValue>,
     /// Every table that the module can change, as in [`Image::tables`].
@@ -67,11 +61,15 @@ impl From<Image> for Capture {
             "a memory is made of whole pages"
         );
         let pages = u32::try_from(image.memory.len() / PAGE_BYTES).expect("at most 16 TiB");
-        let all = PageRun { first: 0, pages };
+        let all = PageRun {
+            first: 0,
+            pages,
+            zero: false,
+        };
         Self {
             memory_bytes: image.memory.len() as u64,
             runs: Vec::from_iter((pages > 0).then_some(all)),
-            pages: image.memory,
+            bytes: image.memory,
             globals: image.globals,
             tables: image.tables,
             host_state: image.host_state,

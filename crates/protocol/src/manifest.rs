@@ -6,7 +6,7 @@ use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
 
 use crate::codec::Versioned;
-use crate::image::{GlobalValue, PageRun};
+use crate::image::GlobalValue;
 use crate::{AttemptId, CheckpointId, JobId, ModuleHash, TaskId};
 
 /// A stored object with what proves that it is whole.
@@ -56,8 +56,10 @@ impl Versioned for Manifest {
 /// Where some neighbouring pages of a memory are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct BlockRef {
-    /// Which pages; at most [`BLOCK_PAGES_MAX`].
-    pub run: PageRun,
+    /// The first page, counted from the memory's beginning.
+    pub first_page: u32,
+    /// How many pages; at most [`BLOCK_PAGES_MAX`].
+    pub pages: u32,
     /// Index into [`Manifest::segments`].
     pub segment: u32,
     /// Where their compressed bytes begin in the segment.
@@ -66,6 +68,14 @@ pub struct BlockRef {
     pub len: u32,
     /// CRC-32 (IEEE) of the uncompressed pages.
     pub checksum: u32,
+}
+
+impl BlockRef {
+    /// The page after the last.
+    #[must_use]
+    pub const fn end_page(&self) -> u64 {
+        self.first_page as u64 + self.pages as u64
+    }
 }
 
 /// The most pages that are compressed together: 64 KiB.

@@ -5,7 +5,8 @@
 //! The scheme is that of incremental snapshots over a log-structured store (as in LSM trees): segments are written once,
 //! and mostly dead ones are freed by writing their last live pages again.
 
-use tidemill_protocol::image::PageRun;
+use std::ops::Range;
+
 use tidemill_protocol::manifest::{BlockRef, ObjectRef};
 
 use crate::layout::Layout;
@@ -63,7 +64,7 @@ impl ImageChain {
     /// Pages that the next capture should hold though they may not have been written to: they alone keep mostly dead
     /// segments from being deleted. At most `pages_max`.
     #[must_use]
-    pub fn pages_to_write_again(&self, pages_max: u32) -> Vec<PageRun> {
+    pub fn pages_to_write_again(&self, pages_max: u32) -> Vec<Range<u32>> {
         self.layout.pages_of_mostly_dead_segments(pages_max)
     }
 

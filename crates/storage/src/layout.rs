@@ -2,8 +2,9 @@
 //! the oldest to the newest. It never touches the store, and only takes manifests that have been checked.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 
-use tidemill_protocol::image::{PAGE_BYTES, PageRun};
+use tidemill_protocol::image::PAGE_BYTES;
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, ObjectRef};
 
 /// A segment of which less than this share is still part of the image, in percent, is to be written again.
@@ -44,7 +45,7 @@ pub(crate) struct SegmentPlan {
 pub(crate) struct PlannedBlock {
     pub(crate) block: BlockRef,
     /// Which of its pages are part of the image; all, when it is empty.
-    pub(crate) pieces: Vec<PageRun>,
+    pub(crate) pieces: Vec<Range<u32>>,
 }
 
 impl Layout {
@@ -64,7 +65,7 @@ impl Layout {
         for block in blocks {
             let owner = index(self.blocks.len());
             let zero = block.len == 0;
-            for page in block.run.first as usize..block.run.end() as usize {
+            for page in block.first_page as usize..block.end_page() as usize {
                 let before =
                     std::mem::replace(&mut self.owners[page], if zero { ZERO } else { owner });
                 if before != ZERO {
@@ -75,7 +76,7 @@ impl Layout {
                 let segment = places[block.segment as usize];
                 self.blocks.push(Placed {
                     block: BlockRef { segment, ..*block },
-                    owned: block.run.pages,
+                    owned: block.pages,
                 });
             }
         }
@@ -133,8 +134,8 @@ impl Layout {
     fn zeros_within_blocks(&self) -> impl Iterator<Item = BlockRef> {
         let mut hidden = vec![false; self.owners.len()];
         for placed in &self.blocks {
-            let run = placed.block.run;
-            hidden[run.first as usize..run.end() as usize].fill(true);
+            let block = &placed.block;
+            hidden[block.first_page as usize..block.end_page() as usize].fill(true);
         }
         let zeros = hidden.iter().zip(&self.owners);
         let runs = runs_where(zeros.map(|(hidden, owner)| *hidden && *owner == ZERO), 0);
@@ -142,13 +143,13 @@ impl Layout {
     }
 
     /// The pages that keep mostly dead segments alive, up to a number of pages: written again, they free the segments.
-    pub(crate) fn pages_of_mostly_dead_segments(&self, pages_max: u32) -> Vec<PageRun> {
+    pub(crate) fn pages_of_mostly_dead_segments(&self, pages_max: u32) -> Vec<Range<u32>> {
         let mut live_bytes = vec![0; self.segments.len()];
         let mut live_pages = vec![0; self.segments.len()];
         for placed in &self.blocks {
             let (block, segment) = (&placed.block, placed.block.segment as usize);
             let share = u64::from(block.len) * u64::from(placed.owned);
-            live_bytes[segment] += share / u64::from(block.run.pages);
+            live_bytes[segment] += share / u64::from(block.pages);
             live_pages[segment] += placed.owned;
         }
         let mut room = pages_max;
@@ -187,12 +188,12 @@ impl Layout {
             if placed.owned == 0 {
                 continue;
             }
-            let pieces = if placed.owned == block.run.pages {
+            let pieces = if placed.owned == block.pages {
                 Vec::new()
             } else {
-                let pages = block.run.first as usize..block.run.end() as usize;
+                let pages = block.first_page as usize..block.end_page() as usize;
                 let owned = self.owners[pages].iter().map(|known| *known == owner);
-                runs_where(owned, block.run.first)
+                runs_where(owned, block.first_page)
             };
             plans[block.segment as usize]
                 .blocks
@@ -215,15 +216,12 @@ impl Layout {
 }
 
 /// Blocks that say that these pages are zero.
-fn zero_blocks(run: PageRun) -> impl Iterator<Item = BlockRef> {
-    let most = BLOCK_PAGES_MAX as usize;
-    (run.first..run.first + run.pages)
-        .step_by(most)
-        .map(move |first| BlockRef {
-            run: PageRun {
-                first,
-                pages: BLOCK_PAGES_MAX.min(run.first + run.pages - first),
-            },
+fn zero_blocks(run: Range<u32>) -> impl Iterator<Item = BlockRef> {
+    let end = run.end;
+    run.step_by(BLOCK_PAGES_MAX as usize)
+        .map(move |first_page| BlockRef {
+            first_page,
+            pages: BLOCK_PAGES_MAX.min(end - first_page),
             segment: 0,
             offset: 0,
             len: 0,
@@ -231,18 +229,15 @@ fn zero_blocks(run: PageRun) -> impl Iterator<Item = BlockRef> {
         })
 }
 
-/// The runs of pages, counted from `first`, of which this is true.
-fn runs_where(pages: impl Iterator<Item = bool>, first: u32) -> Vec<PageRun> {
-    let mut runs: Vec<PageRun> = Vec::new();
+/// The ranges of pages, counted from `first`, of which this is true.
+fn runs_where(pages: impl Iterator<Item = bool>, first: u32) -> Vec<Range<u32>> {
+    let mut runs: Vec<Range<u32>> = Vec::new();
     for (number, wanted) in pages.enumerate() {
         let page = first + index(number);
         match runs.last_mut() {
             _ if !wanted => {}
-            Some(run) if run.end() == u64::from(page) => run.pages += 1,
-            _ => runs.push(PageRun {
-                first: page,
-                pages: 1,
-            }),
+            Some(run) if run.end == page => run.end += 1,
+            _ => runs.push(page..page + 1),
         }
     }
     runs
@@ -267,7 +262,8 @@ mod tests {
 
     fn block(first: u32, pages: u32, offset: u64, len: u32) -> BlockRef {
         BlockRef {
-            run: PageRun { first, pages },
+            first_page: first,
+            pages,
             segment: 0,
             offset,
             len,
@@ -288,8 +284,7 @@ mod tests {
         let of = |key: &str| plan.iter().find(|plan| plan.segment.key == key).unwrap();
         let base = &of("base").blocks;
         assert_eq!(base.len(), 1, "the second block is overlaid whole");
-        let run = |first, pages| PageRun { first, pages };
-        assert_eq!(base[0].pieces, [run(0, 4), run(6, 2), run(9, 7)]);
+        assert_eq!(base[0].pieces, [0..4, 6..8, 9..16]);
         assert!(
             of("delta")
                 .blocks
@@ -313,8 +308,7 @@ mod tests {
             &[block(0, 14, 0, 400), block(16, 13, 400, 400)],
         );
         let left = layout.pages_of_mostly_dead_segments(64);
-        let run = |first, pages| PageRun { first, pages };
-        assert_eq!(left, [run(14, 2), run(29, 3)]);
+        assert_eq!(left, [14..16, 29..32]);
         assert_eq!(
             layout.pages_of_mostly_dead_segments(4),
             [],

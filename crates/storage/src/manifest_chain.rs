@@ -119,11 +119,11 @@ pub(crate) fn check_owner(manifest: &Manifest, job: JobId, task: TaskId) -> Resu
 }
 
 fn check_block(manifest: &Manifest, block: &BlockRef) -> Result<(), String> {
-    let (first, pages) = (block.run.first, block.run.pages);
+    let (first, pages) = (block.first_page, block.pages);
     if !(1..=BLOCK_PAGES_MAX).contains(&pages) {
         return Err(format!("the block of page {first} has {pages} pages"));
     }
-    if block.run.end() > manifest.memory_bytes / PAGE_BYTES as u64 {
+    if block.end_page() > manifest.memory_bytes / PAGE_BYTES as u64 {
         return Err(format!("the block of page {first} lies beyond the memory"));
     }
     if block.len == 0 {

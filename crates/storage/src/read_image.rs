@@ -198,8 +198,8 @@ impl SegmentDecoder {
 
     fn decode(&mut self, planned: &PlannedBlock, compressed: &[u8]) -> Result<(), ReadError> {
         let (block, pieces) = (&planned.block, &planned.pieces);
-        let start = block.run.first as usize * PAGE_BYTES;
-        let bytes = block.run.pages as usize * PAGE_BYTES;
+        let start = block.first_page as usize * PAGE_BYTES;
+        let bytes = block.pages as usize * PAGE_BYTES;
         let target = if pieces.is_empty() {
             &mut self.memory[start..start + bytes]
         } else {
@@ -215,7 +215,7 @@ impl SegmentDecoder {
             return Err(ReadError::damaged(&self.segment.key, reason));
         }
         for piece in pieces {
-            let to = piece.first as usize * PAGE_BYTES..piece.end() as usize * PAGE_BYTES;
+            let to = piece.start as usize * PAGE_BYTES..piece.end as usize * PAGE_BYTES;
             let from = to.start - start..to.end - start;
             self.memory[to].copy_from_slice(&self.scratch[from]);
         }

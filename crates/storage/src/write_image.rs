@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use object_store::{MultipartUpload, ObjectStoreExt};
 use tidemill_protocol::codec;
-use tidemill_protocol::image::{Capture, PAGE_BYTES, PageRun};
+use tidemill_protocol::image::{Capture, PAGE_BYTES};
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, Manifest, ObjectRef};
 use tidemill_protocol::{AttemptId, CheckpointId, JobId, TaskId};
 use tokio::runtime::Handle;
@@ -261,42 +261,41 @@ impl SegmentEncoder {
     /// The next pages of the run that are alike in being zero or not.
     fn encode_block(&mut self, capture: &Capture) {
         let run = capture.runs[self.run];
+        let first_page = run.first + self.pages_of_run;
         let left = (run.pages - self.pages_of_run).min(BLOCK_PAGES_MAX) as usize;
-        let pages = &capture.pages[self.position..self.position + left * PAGE_BYTES];
-        let zero = |page: &&[u8]| **page == ZEROS[..];
-        let first_is_zero = pages
-            .chunks(PAGE_BYTES)
-            .next()
-            .is_some_and(|page| zero(&page));
-        let alike = pages
-            .chunks(PAGE_BYTES)
-            .take_while(|page| zero(page) == first_is_zero)
-            .count();
-        let bytes = &pages[..alike * PAGE_BYTES];
-        let place = PageRun {
-            first: run.first + self.pages_of_run,
-            pages: u32::try_from(alike).expect("a block has few pages"),
+        let (zero, alike) = if run.zero {
+            (true, left)
+        } else {
+            let bytes = &capture.bytes[self.position..self.position + left * PAGE_BYTES];
+            let mut pages = bytes.chunks(PAGE_BYTES).map(|page| *page == ZEROS);
+            let zero = pages.next() == Some(true);
+            (zero, 1 + pages.take_while(|other| *other == zero).count())
         };
-        if !first_is_zero {
-            self.compress(place, bytes);
+        let pages = u32::try_from(alike).expect("a block has few pages");
+        let end = self.position + alike * PAGE_BYTES;
+        if !zero {
+            self.compress(first_page, pages, &capture.bytes[self.position..end]);
         } else if self.keep_zeros {
             self.blocks.push(BlockRef {
-                run: place,
+                first_page,
+                pages,
                 segment: 0,
                 offset: 0,
                 len: 0,
                 checksum: 0,
             });
         }
-        self.position += bytes.len();
-        self.pages_of_run += place.pages;
+        if !run.zero {
+            self.position = end;
+        }
+        self.pages_of_run += pages;
         if self.pages_of_run == run.pages {
             self.run += 1;
             self.pages_of_run = 0;
         }
     }
 
-    fn compress(&mut self, run: PageRun, block: &[u8]) {
+    fn compress(&mut self, first_page: u32, pages: u32, block: &[u8]) {
         let start = self.compressed.len();
         self.compressed
             .resize(start + get_maximum_output_size(block.len()), 0);
@@ -304,7 +303,8 @@ impl SegmentEncoder {
             .expect("the output has the size that the compressor asks for");
         self.compressed.truncate(start + len);
         self.blocks.push(BlockRef {
-            run,
+            first_page,
+            pages,
             segment: 0,
             offset: self.written_bytes,
             len: u32::try_from(len).expect("a block is small"),

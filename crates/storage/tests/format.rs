@@ -5,7 +5,7 @@ mod common;
 
 use common::{ATTEMPT, CHECKPOINT, JOB, TASK};
 use tidemill_protocol::codec::{decode, encode};
-use tidemill_protocol::image::{GlobalValue, PageRun};
+use tidemill_protocol::image::GlobalValue;
 use tidemill_protocol::manifest::{
     BlockRef, CheckpointMetadata, Manifest, ObjectRef, TaskImageRef,
 };
@@ -56,10 +56,8 @@ fn manifest() -> Manifest {
         memory_bytes: 3 * 65_536,
         segments: vec![object("segment", &segment)],
         blocks: vec![BlockRef {
-            run: PageRun {
-                first: 16,
-                pages: 16,
-            },
+            first_page: 16,
+            pages: 16,
             segment: 0,
             offset: 0,
             len: segment.len() as u32,

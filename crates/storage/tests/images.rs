@@ -10,7 +10,7 @@ use common::{
 };
 use proptest::prelude::*;
 use tidemill_protocol::codec::{decode, encode};
-use tidemill_protocol::image::{PAGE_BYTES, PageRun};
+use tidemill_protocol::image::PAGE_BYTES;
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, Manifest, ObjectRef};
 use tidemill_protocol::{CheckpointId, Epoch, Image, JobId, TaskId};
 use tidemill_storage::{MEMORY_BYTES_MAX, ReadError, Store};
@@ -47,7 +47,7 @@ async fn an_image_comes_back_as_it_was() {
     let stored: Vec<u32> = manifest
         .blocks
         .iter()
-        .map(|block| block.run.first)
+        .map(|block| block.first_page)
         .collect();
     assert_eq!(stored, [0, 32], "zero blocks are left out");
     assert_eq!(
@@ -187,10 +187,8 @@ async fn write_delta(
     for &(index, change) in changes {
         let compressed = change.map(lz4_flex::block::compress).unwrap_or_default();
         blocks.push(BlockRef {
-            run: PageRun {
-                first: index * BLOCK_PAGES_MAX,
-                pages: BLOCK_PAGES_MAX,
-            },
+            first_page: index * BLOCK_PAGES_MAX,
+            pages: BLOCK_PAGES_MAX,
             segment: 0,
             offset: segment.len() as u64,
             len: compressed.len() as u32,
@@ -271,10 +269,10 @@ async fn a_manifest_that_lies_is_refused_with_the_lie() {
         ("at most", |m| m.memory_bytes = u64::MAX),
         ("whole pages", |m| m.memory_bytes += 1),
         ("beyond the memory", |m| m.memory_bytes = BLOCK as u64),
-        ("has 0 pages", |m| m.blocks[0].run.pages = 0),
-        ("has 4294967295 pages", |m| m.blocks[0].run.pages = u32::MAX),
-        ("beyond the memory", |m| m.blocks[1].run.first = u32::MAX),
-        ("checksum", |m| m.blocks[0].run.pages -= 1),
+        ("has 0 pages", |m| m.blocks[0].pages = 0),
+        ("has 4294967295 pages", |m| m.blocks[0].pages = u32::MAX),
+        ("beyond the memory", |m| m.blocks[1].first_page = u32::MAX),
+        ("checksum", |m| m.blocks[0].pages -= 1),
         ("not listed", |m| m.blocks[0].segment = 1),
         ("beyond its segment", |m| m.blocks[0].offset = u64::MAX),
         ("beyond its segment", |m| m.blocks[1].len += 1),
@@ -350,8 +348,8 @@ fn tell(manifest: &mut Manifest, (what, which, number): (usize, usize, u64)) {
     let block = manifest.blocks.get_mut(which % count.max(1));
     match (what, block) {
         (0, _) => manifest.memory_bytes = number,
-        (1, Some(block)) => block.run.pages = number as u32,
-        (2, Some(block)) => block.run.first = number as u32,
+        (1, Some(block)) => block.pages = number as u32,
+        (2, Some(block)) => block.first_page = number as u32,
         (3, Some(block)) => block.segment = number as u32,
         (4, Some(block)) => block.offset = number,
         (5, Some(block)) => block.len = number as u32,
