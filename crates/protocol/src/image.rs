@@ -2,6 +2,7 @@
 //! another machine can lay it over a new instance. It never says where it is stored; [`crate::manifest`] does.
 
 use alloc::vec::Vec;
+use core::ops::Range;
 use serde::{Deserialize, Serialize};
 
 /// Everything a task is, captured between two guest calls.
@@ -32,13 +33,28 @@ pub struct PageRun {
     pub zero: bool,
 }
 
-/// What a task has become since its last capture: the pages that were written since, and everything else in full. What
+impl PageRun {
+    /// Where the run lies in memory, in bytes.
+    #[must_use]
+    pub fn memory_range(&self) -> Range<usize> {
+        let start = self.first as usize * PAGE_BYTES;
+        start..start + self.pages as usize * PAGE_BYTES
+    }
+
+    /// The number of the page after the last.
+    #[must_use]
+    pub const fn end(&self) -> usize {
+        self.first as usize + self.pages as usize
+    }
+}
+
+/// What is stored of a task: what it has become since its last capture. The pages that were written since, and everything else in full. What
 /// a page is that is not named, the captures before say; in a first one it is zero.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Capture {
+pub struct StoredCapture {
     /// The linear memory's size in bytes, a multiple of [`PAGE_BYTES`]; 0 for a native task.
     pub memory_bytes: u64,
-    /// The pages that are named, in order, without overlap.
+    /// The pages that are named, each once.
     pub runs: Vec<PageRun>,
     /// The bytes of all runs that are not zero, one after the other.
     pub bytes: Vec<u8>,
@@ -50,7 +66,7 @@ pub struct Capture {
     pub host_state: Vec<u8>,
 }
 
-impl From<Image> for Capture {
+impl From<Image> for StoredCapture {
     /// The capture that holds every page.
     ///
     /// # Panics

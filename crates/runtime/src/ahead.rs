@@ -3,7 +3,9 @@
 //!
 //! It never gives a page up before a capture has it.
 
-use crate::capture::{CaptureRoom, PageRun};
+use tidemill_protocol::image::PageRun;
+
+use crate::capture::CaptureRoom;
 use crate::dirty::{CAPTURE_PAGE_BYTES, PageRange};
 
 /// The place of a page that has none.

@@ -3,38 +3,12 @@
 //!
 //! It never says where it is stored, and never touches a live memory: [`Capture::lay_over`] builds images.
 
-use std::ops::Range;
 use std::time::Duration;
 
 use tidemill_protocol::Image;
-use tidemill_protocol::image::GlobalValue;
+use tidemill_protocol::image::{GlobalValue, PageRun, StoredCapture};
 
 use crate::dirty::{CAPTURE_PAGE_BYTES, DirtyMethod, PageRange, ZEROS};
-
-/// Pages that lie side by side, in units of [`CAPTURE_PAGE_BYTES`].
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct PageRun {
-    /// The first page's number.
-    pub first: u32,
-    /// How many.
-    pub pages: u32,
-    /// Whether they hold only zeros; then [`Capture::bytes`] has nothing of them.
-    pub zero: bool,
-}
-
-impl PageRun {
-    /// Where the run lies in memory, in bytes.
-    #[must_use]
-    pub fn memory_range(&self) -> Range<usize> {
-        let start = self.first as usize * CAPTURE_PAGE_BYTES;
-        start..start + self.pages as usize * CAPTURE_PAGE_BYTES
-    }
-
-    /// The number of the page after the last.
-    fn end(&self) -> usize {
-        self.first as usize + self.pages as usize
-    }
-}
 
 /// What an instance has become since an earlier capture, or, with no base, all that it is.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -140,6 +114,19 @@ impl Capture {
         Ok(())
     }
 
+    /// What is stored of it. The host's part is still empty.
+    #[must_use]
+    pub fn into_stored(self) -> StoredCapture {
+        StoredCapture {
+            memory_bytes: self.memory_bytes,
+            runs: self.runs,
+            bytes: self.bytes,
+            globals: self.globals,
+            tables: self.tables,
+            host_state: Vec::new(),
+        }
+    }
+
     /// What the next capture can be written into. Its memory is warm: on a fresh buffer the kernel spends more time
     /// than the copy takes.
     #[must_use]
@@ -156,6 +143,15 @@ impl Capture {
 pub struct CaptureRoom {
     pub(crate) runs: Vec<PageRun>,
     pub(crate) bytes: Vec<u8>,
+}
+
+impl From<StoredCapture> for CaptureRoom {
+    fn from(stored: StoredCapture) -> Self {
+        Self {
+            runs: stored.runs,
+            bytes: stored.bytes,
+        }
+    }
 }
 
 impl CaptureRoom {

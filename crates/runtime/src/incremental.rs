@@ -2,12 +2,14 @@
 //!
 //! It never runs guest code.
 
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::Instant;
 
 use tidemill_protocol::Image;
+use tidemill_protocol::image::PageRun;
 
-use crate::capture::{Capture, CaptureCost, CaptureRoom, PageRun};
+use crate::capture::{Capture, CaptureCost, CaptureRoom};
 use crate::dirty::{CAPTURE_PAGE_BYTES, DirtyMethod, PageRange, all};
 use crate::host::GuestHost;
 use crate::image::{self, CaptureError};
@@ -67,6 +69,23 @@ impl<H: GuestHost> Instance<H> {
         let ranges = self.changes.some(memory, pages_max as usize);
         self.ahead.copy(memory, ranges);
         ranges.iter().map(|range| range.pages as u64).sum()
+    }
+
+    /// The next capture holds these pages too, whether they change or not: an earlier capture that held them was not
+    /// stored. Pages beyond the memory's end are left out.
+    pub fn capture_again(&mut self, pages: impl IntoIterator<Item = Range<u32>>) {
+        let memory = self.guest.memory.data(&self.guest.store);
+        let end = all(memory).pages;
+        let ranges: Vec<PageRange> = pages
+            .into_iter()
+            .map(|pages| (pages.start as usize, end.min(pages.end as usize)))
+            .filter(|(first, end)| first < end)
+            .map(|(first, end)| PageRange {
+                first,
+                pages: end - first,
+            })
+            .collect();
+        self.ahead.copy(memory, &ranges);
     }
 
     /// The caller has this instance, as it is now, as capture `sequence`: it was restored from an image that stands for

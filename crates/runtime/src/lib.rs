@@ -40,7 +40,7 @@ mod scan;
 mod version;
 
 pub use call_error::{CallError, TrapReason};
-pub use capture::{Capture, CaptureCost, CaptureRoom, LayError, PageRun};
+pub use capture::{Capture, CaptureCost, CaptureRoom, LayError};
 pub use describe::{DescribeError, describe_job};
 pub use dirty::{CAPTURE_PAGE_BYTES, DirtyMethod};
 pub use engine::{Engine, EngineError, EngineOptions, GUEST_STACK_BYTES};

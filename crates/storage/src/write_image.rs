@@ -8,7 +8,7 @@ use bytes::{Bytes, BytesMut};
 use lz4_flex::block::{CompressTable, compress_into_with_table, get_maximum_output_size};
 use object_store::{MultipartUpload, ObjectStoreExt};
 use tidemill_protocol::codec;
-use tidemill_protocol::image::{Capture, PAGE_BYTES};
+use tidemill_protocol::image::{PAGE_BYTES, StoredCapture};
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, Manifest, ObjectRef};
 use tidemill_protocol::{AttemptId, CheckpointId, JobId, TaskId};
 use tokio::runtime::Handle;
@@ -62,7 +62,7 @@ impl Store {
     pub async fn write_capture(
         &self,
         id: CaptureId,
-        capture: &Arc<Capture>,
+        capture: &Arc<StoredCapture>,
         chain: &mut ImageChain,
     ) -> Result<WrittenImage, WriteError> {
         let CaptureId {
@@ -118,7 +118,7 @@ impl Store {
     async fn write_segment(
         &self,
         key: String,
-        capture: &Arc<Capture>,
+        capture: &Arc<StoredCapture>,
         keep_zeros: bool,
     ) -> Result<(Vec<ObjectRef>, Vec<BlockRef>), WriteError> {
         let mut upload = None;
@@ -148,7 +148,7 @@ impl Store {
     async fn stream_segment(
         &self,
         key: &str,
-        capture: &Arc<Capture>,
+        capture: &Arc<StoredCapture>,
         mut encoder: SegmentEncoder,
         upload: &mut Option<Box<dyn MultipartUpload>>,
     ) -> Result<SegmentEncoder, RequestError> {
@@ -240,7 +240,7 @@ impl SegmentEncoder {
         }
     }
 
-    fn is_done(&self, capture: &Capture) -> bool {
+    fn is_done(&self, capture: &StoredCapture) -> bool {
         self.run == capture.runs.len()
     }
 
@@ -248,7 +248,7 @@ impl SegmentEncoder {
         (self.compressed.len() >= PART_BYTES).then(|| self.compressed.split_to(PART_BYTES).freeze())
     }
 
-    fn encode_chunk(mut self, capture: &Capture) -> Self {
+    fn encode_chunk(mut self, capture: &StoredCapture) -> Self {
         let end = self.position + CHUNK_BYTES;
         let before = self.compressed.len();
         while self.position < end && !self.is_done(capture) {
@@ -259,7 +259,7 @@ impl SegmentEncoder {
     }
 
     /// The next pages of the run that are alike in being zero or not.
-    fn encode_block(&mut self, capture: &Capture) {
+    fn encode_block(&mut self, capture: &StoredCapture) {
         let run = capture.runs[self.run];
         let first_page = run.first + self.pages_of_run;
         let left = (run.pages - self.pages_of_run).min(BLOCK_PAGES_MAX) as usize;

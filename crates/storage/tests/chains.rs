@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{ATTEMPT, JOB, TASK, files, id_of, noise, publish, read};
 use proptest::prelude::*;
-use tidemill_protocol::image::{Capture, PAGE_BYTES, PageRun};
+use tidemill_protocol::image::{PAGE_BYTES, PageRun, StoredCapture};
 use tidemill_protocol::manifest::{Manifest, ObjectRef};
 use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{CheckpointId, Epoch, codec};
@@ -44,11 +44,11 @@ impl Memory {
         self.bytes.resize(self.dirty.len() * PAGE_BYTES, 0);
     }
 
-    fn capture(&mut self) -> Arc<Capture> {
-        let mut capture = Capture {
+    fn capture(&mut self) -> Arc<StoredCapture> {
+        let mut capture = StoredCapture {
             memory_bytes: self.bytes.len() as u64,
             host_state: b"position".to_vec(),
-            ..Capture::default()
+            ..StoredCapture::default()
         };
         for (page, dirty) in self.dirty.iter_mut().enumerate() {
             if !std::mem::take(dirty) {
@@ -74,7 +74,7 @@ impl Memory {
     }
 
     /// The capture was not stored: its pages are still to be.
-    fn not_stored(&mut self, capture: &Capture) {
+    fn not_stored(&mut self, capture: &StoredCapture) {
         for run in &capture.runs {
             self.dirty[run.first as usize..(run.first + run.pages) as usize].fill(true);
         }

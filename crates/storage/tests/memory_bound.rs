@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use common::{ID, files, noise, read};
 use tidemill_protocol::Image;
-use tidemill_protocol::image::Capture;
+use tidemill_protocol::image::StoredCapture;
 use tidemill_storage::ImageChain;
 
 const IMAGE_BYTES: usize = 256 << 20;
@@ -22,7 +22,7 @@ fn peak_bytes() -> usize {
 #[tokio::test]
 async fn a_large_image_is_written_and_read_without_a_second_copy() {
     let (_directory, store) = files();
-    let capture = Arc::new(Capture::from(Image {
+    let capture = Arc::new(StoredCapture::from(Image {
         memory: noise(1, IMAGE_BYTES),
         ..Image::default()
     }));

@@ -1,15 +1,18 @@
 //! What runs inside a task: a Wasm instance, or a native enumerator. One interface, so that barriers, backpressure and
 //! capture are written once. A body never sees a channel or a checkpoint id.
 
+use std::ops::Range;
+
 use tidemill_abi::Status;
 use tidemill_abi::Step;
 use tidemill_connectors::Enumerator;
 use tidemill_protocol::codec;
 use tidemill_protocol::control::{Blame, TaskFailure};
-use tidemill_protocol::image::Image;
+use tidemill_protocol::image::StoredCapture;
 use tidemill_protocol::split::SplitRequest;
-use tidemill_runtime::{CallError, GuestHost, Instance, RecordCount};
+use tidemill_runtime::{CallError, CaptureRoom, GuestHost, Instance, RecordCount};
 
+use super::capture::Change;
 use super::failure;
 use super::outputs::Outputs;
 
@@ -51,8 +54,10 @@ pub(crate) trait Body {
     /// Takes a hint that a source task wants more splits.
     fn hint(&mut self, request: &SplitRequest);
 
-    /// Everything but the host's state; only between calls.
-    fn capture(&mut self) -> Result<Image, TaskFailure>;
+    /// What changed since the last capture, all but the host's state; only between calls. `again` names pages that it
+    /// holds whether they changed or not.
+    fn capture(&mut self, again: Vec<Range<u32>>, room: CaptureRoom)
+    -> Result<Change, TaskFailure>;
 
     /// A native body's own state, which goes into the host's part of the image.
     fn native_state(&self) -> Vec<u8>;
@@ -130,10 +135,18 @@ impl Body for WasmBody {
 
     fn hint(&mut self, _request: &SplitRequest) {}
 
-    fn capture(&mut self) -> Result<Image, TaskFailure> {
-        self.instance
-            .capture()
-            .map_err(|error| failure(Blame::Job, crate::error_chain(&error)))
+    fn capture(
+        &mut self,
+        again: Vec<Range<u32>>,
+        room: CaptureRoom,
+    ) -> Result<Change, TaskFailure> {
+        self.instance.capture_again(again);
+        let captured = self.instance.capture_changes(room);
+        let captured = captured.map_err(|error| failure(Blame::Job, crate::error_chain(&error)))?;
+        Ok(Change {
+            whole: captured.base.is_none(),
+            capture: captured.into_stored(),
+        })
     }
 
     fn native_state(&self) -> Vec<u8> {
@@ -201,8 +214,15 @@ impl Body for EnumeratorBody {
             .request(request.subtask, request.wanted_total);
     }
 
-    fn capture(&mut self) -> Result<Image, TaskFailure> {
-        Ok(Image::default())
+    fn capture(
+        &mut self,
+        _again: Vec<Range<u32>>,
+        _room: CaptureRoom,
+    ) -> Result<Change, TaskFailure> {
+        Ok(Change {
+            capture: StoredCapture::default(),
+            whole: true,
+        })
     }
 
     fn native_state(&self) -> Vec<u8> {

@@ -14,7 +14,7 @@ use tidemill_protocol::control::{Blame, DeployTimings, Deployment, TaskFailure, 
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{ExecutionStage, Image, Routing, StageKind, TaskId};
 use tidemill_runtime::{GUEST_STACK_BYTES, Instance, InstanceLimits, Module};
-use tidemill_storage::Store;
+use tidemill_storage::{ImageChain, Store};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
@@ -59,7 +59,7 @@ pub(crate) struct Prepared {
     /// `None` for native tasks.
     pub(crate) module: Option<Module>,
     /// What to go on from; `None` begins anew.
-    pub(crate) image: Option<Image>,
+    pub(crate) image: Option<(Image, ImageChain)>,
     pub(crate) timings: DeployTimings,
 }
 
@@ -114,6 +114,7 @@ fn thread_main(
                 counters,
                 began,
                 timings,
+                chain: ImageChain::new(),
             };
             let run = || build_and_run(setup, prepared, seat);
             let result =
@@ -161,7 +162,13 @@ fn build_and_run(mut setup: TaskSetup, prepared: Prepared, seat: Seat) -> Result
         image,
         timings,
     } = prepared;
-    let seat = Seat { timings, ..seat };
+    let (image, chain) = image.unzip();
+    let chain = chain.unwrap_or_default();
+    let seat = Seat {
+        timings,
+        chain,
+        ..seat
+    };
     let host = image
         .as_ref()
         .map(|image| codec::decode::<HostState>(&image.host_state))
@@ -205,6 +212,8 @@ pub(super) struct Seat {
     pub(super) counters: Arc<Counters>,
     pub(super) began: Instant,
     pub(super) timings: DeployTimings,
+    /// What is stored of the task.
+    pub(super) chain: ImageChain,
 }
 
 pub(super) fn run<B: Body>(
@@ -220,6 +229,7 @@ pub(super) fn run<B: Body>(
         counters,
         began,
         timings,
+        chain,
     } = seat;
     if let (Some(checkpoint), Some(_)) = (setup.deployment.restore, &host) {
         // The checkpoint is published: what it prepared is committed, by this attempt if no earlier one came to it.
@@ -240,6 +250,7 @@ pub(super) fn run<B: Body>(
         setup.runtime,
         setup.events,
         setup.stop,
+        chain,
     );
     let timings = DeployTimings {
         restore_us: micros(began.elapsed()),
@@ -283,8 +294,11 @@ fn instance(
 ) -> Result<Instance<Outputs>, TaskFailure> {
     let broken = |error: &dyn std::error::Error| failure(Blame::Job, error_chain(error));
     if let Some(image) = image {
-        return Instance::restore(module, setup.limits, outputs, image)
-            .map_err(|error| broken(&error));
+        let restored = Instance::restore(module, setup.limits, outputs, image);
+        let mut instance = restored.map_err(|error| broken(&error))?;
+        // The image is the capture before its first one.
+        instance.follow(0);
+        return Ok(instance);
     }
     let mut instance =
         Instance::new(module, setup.limits, outputs).map_err(|error| broken(&error))?;

@@ -1,14 +1,20 @@
 //! The way of a capture from the task's thread to the store: the upload runs elsewhere, and its outcome is told to the
 //! leader. One upload per task is in flight; a capture that comes sooner takes its place, since a checkpoint begins only
 //! when the one before is over: what has not been acknowledged by then never counts.
+//!
+//! A capture holds what changed since the one before, so what was not stored must be captured again: it is remembered
+//! here which pages those are.
 
-use std::sync::Arc;
+use std::ops::Range;
+use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use tidemill_protocol::CheckpointId;
 use tidemill_protocol::control::{CaptureStats, CheckpointAcknowledgement, TaskState};
-use tidemill_protocol::image::Image;
-use tidemill_storage::Store;
+use tidemill_protocol::image::{PageRun, StoredCapture};
+use tidemill_runtime::CaptureRoom;
+use tidemill_storage::{CaptureId, ImageChain, Store};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio_util::sync::CancellationToken;
@@ -16,10 +22,23 @@ use tokio_util::sync::CancellationToken;
 use super::counters::micros;
 use super::{Execution, TaskEvent};
 
+/// Buffers larger than this are not kept for the next capture, in bytes.
+const ROOM_KEPT_MAX_BYTES: usize = 64 << 20;
+
+/// How many pages a capture holds at most for the sake of segments that are mostly dead: 4 MiB.
+const REWRITTEN_PAGES_MAX: u32 = 1024;
+
+/// What a body has become since its last capture.
+pub(crate) struct Change {
+    pub(crate) capture: StoredCapture,
+    /// It does not build on the capture before: whatever it does not name is zero.
+    pub(crate) whole: bool,
+}
+
 /// A capture on its way.
 pub(crate) struct Captured {
     pub(crate) checkpoint: CheckpointId,
-    pub(crate) image: Image,
+    pub(crate) change: Change,
     pub(crate) finished: bool,
     pub(crate) alignment: Duration,
     pub(crate) pause: Duration,
@@ -33,6 +52,25 @@ pub(crate) struct Capturing {
     events: UnboundedSender<TaskEvent>,
     stop: CancellationToken,
     upload: Option<Upload>,
+    last: Option<Last>,
+    shared: Arc<Shared>,
+}
+
+/// The capture that was made last.
+struct Last {
+    runs: Vec<PageRun>,
+    whole: bool,
+    stored: Arc<AtomicBool>,
+}
+
+/// What one upload leaves to the next.
+struct Shared {
+    /// What is stored of the task; an upload holds it while it writes.
+    chain: tokio::sync::Mutex<ImageChain>,
+    /// Pages that are to be written again for the sake of mostly dead segments.
+    rewritten: Mutex<Vec<Range<u32>>>,
+    /// The buffers of a capture that is stored.
+    room: Mutex<CaptureRoom>,
 }
 
 /// The upload that was begun last; it may have ended.
@@ -48,6 +86,7 @@ impl Capturing {
         runtime: Handle,
         events: UnboundedSender<TaskEvent>,
         stop: CancellationToken,
+        chain: ImageChain,
     ) -> Self {
         Self {
             execution,
@@ -56,7 +95,28 @@ impl Capturing {
             events,
             stop,
             upload: None,
+            last: None,
+            shared: Arc::new(Shared {
+                chain: tokio::sync::Mutex::new(chain),
+                rewritten: Mutex::default(),
+                room: Mutex::default(),
+            }),
         }
+    }
+
+    /// The pages that the next capture has to hold even if they do not change: those of a capture that is not stored,
+    /// and those that alone keep mostly dead segments alive.
+    pub(crate) fn again(&self) -> Vec<Range<u32>> {
+        let mut pages = take(&self.shared.rewritten);
+        let not_stored = self.last.iter().filter(|last| !last.is_stored());
+        let runs = not_stored.flat_map(|last| &last.runs);
+        pages.extend(runs.map(|run| run.first..run.first + run.pages));
+        pages
+    }
+
+    /// Buffers for the next capture.
+    pub(crate) fn room(&self) -> CaptureRoom {
+        take(&self.shared.room)
     }
 
     fn send(&self, event: TaskEvent) {
@@ -91,12 +151,28 @@ impl Capturing {
 
     /// Stores a capture in the background and acknowledges it, or declines. An earlier one that is still under way is
     /// abandoned.
-    pub(crate) fn upload(&mut self, captured: Captured) {
-        self.abandon(captured.checkpoint);
+    pub(crate) fn upload(&mut self, mut captured: Captured) {
+        let Captured {
+            checkpoint, change, ..
+        } = &mut captured;
+        let checkpoint = *checkpoint;
+        self.abandon(checkpoint);
+        // What holds every page of a whole capture that is not stored, and whatever changed since, is whole itself.
+        change.whole |= self
+            .last
+            .as_ref()
+            .is_some_and(|last| last.whole && !last.is_stored());
+        let stored = Arc::new(AtomicBool::new(false));
+        self.last = Some(Last {
+            runs: change.capture.runs.clone(),
+            whole: change.whole,
+            stored: Arc::clone(&stored),
+        });
         let (execution, store, events) = (self.execution, self.store.clone(), self.events.clone());
+        let shared = Arc::clone(&self.shared);
         let abandon = self.stop.child_token();
         self.upload = Some(Upload {
-            checkpoint: captured.checkpoint,
+            checkpoint,
             abandon: abandon.clone(),
         });
         self.runtime.spawn(async move {
@@ -104,7 +180,7 @@ impl Capturing {
                 // Once abandoned it says nothing, even if it has just ended.
                 biased;
                 () = abandon.cancelled() => return,
-                event = store_image(&store, execution, captured) => event,
+                event = store_capture(&store, execution, captured, &shared, &stored) => event,
             };
             // The driver outlives every task; when it is gone the process ends.
             let _ = events.send(event);
@@ -126,39 +202,82 @@ impl Capturing {
     }
 }
 
-async fn store_image(store: &Store, execution: Execution, captured: Captured) -> TaskEvent {
+impl Last {
+    fn is_stored(&self) -> bool {
+        self.stored.load(Ordering::Acquire)
+    }
+}
+
+/// What is in a slot; nobody panics while it is locked.
+fn take<T: Default>(slot: &Mutex<T>) -> T {
+    std::mem::take(&mut *slot.lock().unwrap_or_else(PoisonError::into_inner))
+}
+
+fn put<T>(slot: &Mutex<T>, value: T) {
+    *slot.lock().unwrap_or_else(PoisonError::into_inner) = value;
+}
+
+async fn store_capture(
+    store: &Store,
+    execution: Execution,
+    captured: Captured,
+    shared: &Shared,
+    stored: &AtomicBool,
+) -> TaskEvent {
     let Captured {
         checkpoint,
-        image,
+        change: Change { capture, whole },
         finished,
         alignment,
         pause,
     } = captured;
     let Execution { job, task, attempt } = execution;
     let began = Instant::now();
-    match store
-        .write_image(job, task, attempt, checkpoint, &Arc::new(image))
-        .await
-    {
-        Ok(written) => TaskEvent::Acknowledged(CheckpointAcknowledgement {
-            job,
-            attempt,
-            task,
-            checkpoint,
-            manifest: written.manifest,
-            finished,
-            stats: CaptureStats {
-                alignment_us: micros(alignment),
-                pause_us: micros(pause),
-                upload_us: micros(began.elapsed()),
-                image_bytes: written.image_bytes,
-                written_bytes: written.written_bytes,
-            },
-        }),
-        Err(error) => TaskEvent::Declined {
-            execution,
-            checkpoint,
-            reason: crate::error_chain(&error),
-        },
+    // The upload before has ended or been abandoned; it lets go at once.
+    let mut chain = shared.chain.lock().await;
+    if whole {
+        *chain = ImageChain::new();
     }
+    let id = CaptureId {
+        job,
+        task,
+        attempt,
+        checkpoint,
+    };
+    let capture = Arc::new(capture);
+    let written = match store.write_capture(id, &capture, &mut chain).await {
+        Ok(written) => written,
+        Err(error) => {
+            return TaskEvent::Declined {
+                execution,
+                checkpoint,
+                reason: crate::error_chain(&error),
+            };
+        }
+    };
+    stored.store(true, Ordering::Release);
+    put(
+        &shared.rewritten,
+        chain.pages_to_write_again(REWRITTEN_PAGES_MAX),
+    );
+    if let Some(capture) = Arc::into_inner(capture)
+        && capture.bytes.capacity() <= ROOM_KEPT_MAX_BYTES
+    {
+        put(&shared.room, CaptureRoom::from(capture));
+    }
+    TaskEvent::Acknowledged(CheckpointAcknowledgement {
+        job,
+        attempt,
+        task,
+        checkpoint,
+        manifest: written.manifest,
+        finished,
+        stats: CaptureStats {
+            alignment_us: micros(alignment),
+            pause_us: micros(pause),
+            upload_us: micros(began.elapsed()),
+            image_bytes: written.image_bytes,
+            written_bytes: written.written_bytes,
+        },
+    })
 }

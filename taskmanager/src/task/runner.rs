@@ -393,12 +393,13 @@ impl<B: Body> Runner<B> {
             self.flushed_at = began;
         }
         let sinks = self.body.outputs().barrier(checkpoint)?;
-        let mut image = self.body.capture()?;
-        image.host_state = codec::encode(&self.host_state(sinks));
+        let (again, room) = (self.capturing.again(), self.capturing.room());
+        let mut change = self.body.capture(again, room)?;
+        change.capture.host_state = codec::encode(&self.host_state(sinks));
         let finished = self.phase == Phase::Finished;
         self.capturing.upload(Captured {
             checkpoint,
-            image,
+            change,
             finished,
             alignment,
             pause: began.elapsed(),

@@ -5,6 +5,7 @@
 mod hand_over;
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
@@ -16,13 +17,14 @@ use tidemill_protocol::codec::{self, Versioned};
 use tidemill_protocol::control::{
     DeployTimings, Deployment, TaskDeployment, TaskFailure, TaskLocation, TaskState,
 };
+use tidemill_protocol::image::StoredCapture;
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{
-    AttemptId, CheckpointId, Epoch, ExecutionEdge, ExecutionGraph, ExecutionStage, Image, JobId,
+    AttemptId, CheckpointId, Epoch, ExecutionEdge, ExecutionGraph, ExecutionStage, JobId,
     ModuleHash, Routing, StageKind, TaskId, TaskManagerId,
 };
-use tidemill_runtime::{GuestHost, InstanceLimits};
-use tidemill_storage::Store;
+use tidemill_runtime::{CaptureRoom, GuestHost, InstanceLimits};
+use tidemill_storage::{ImageChain, Store};
 use tidemill_transport::{Credentials, DataPlane, Endpoint, TransportOptions};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
@@ -30,6 +32,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::body::{Body, Call, Records};
 use super::build::{Seat, lanes, run};
+use super::capture::Change;
 use super::mailbox::mailbox;
 use super::outputs::Outputs;
 use super::runner::Feed;
@@ -182,8 +185,11 @@ impl Body for Relay {
 
     fn hint(&mut self, _request: &SplitRequest) {}
 
-    fn capture(&mut self) -> Result<Image, TaskFailure> {
-        Ok(Image::default())
+    fn capture(&mut self, _: Vec<Range<u32>>, _: CaptureRoom) -> Result<Change, TaskFailure> {
+        Ok(Change {
+            capture: StoredCapture::default(),
+            whole: true,
+        })
     }
 
     fn native_state(&self) -> Vec<u8> {
@@ -468,6 +474,7 @@ fn start(scenario: &Scenario) -> Job {
                 counters,
                 began,
                 timings,
+                chain: ImageChain::new(),
             };
             run(setup, seat, body, feed, None).expect("a relay never fails");
         });
@@ -520,7 +527,7 @@ impl Job {
                 match self.next_event() {
                     TaskEvent::Acknowledged(ack) => {
                         assert_eq!(ack.checkpoint, checkpoint);
-                        let image = self
+                        let (image, _) = self
                             .runtime
                             .block_on(self.store.read_image(JOB, ack.task, &ack.manifest))
                             .expect("stored");

@@ -5,9 +5,9 @@ use std::collections::BTreeMap;
 
 use proptest::prelude::*;
 use tidemill_protocol::Image;
+use tidemill_protocol::image::PageRun;
 use tidemill_runtime::{
     CAPTURE_PAGE_BYTES, Capture, CaptureRoom, DirtyMethod, Instance, InstanceLimits, Module,
-    PageRun,
 };
 
 use crate::support::{Job, Recorder, limits};

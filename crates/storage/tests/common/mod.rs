@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
-use tidemill_protocol::image::{Capture, GlobalValue, PAGE_BYTES};
+use tidemill_protocol::image::{GlobalValue, PAGE_BYTES, StoredCapture};
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, CheckpointMetadata, ObjectRef, TaskImageRef};
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, Image, JobId, ModuleHash, TaskId};
 use tidemill_storage::{CaptureId, ImageChain, ReadError, Store, WriteError, WrittenImage};
@@ -99,7 +99,7 @@ pub(crate) async fn write_full(
     id: CaptureId,
     image: &Image,
 ) -> Result<WrittenImage, WriteError> {
-    let capture = Arc::new(Capture::from(image.clone()));
+    let capture = Arc::new(StoredCapture::from(image.clone()));
     store
         .write_capture(id, &capture, &mut ImageChain::new())
         .await

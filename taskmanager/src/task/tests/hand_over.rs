@@ -2,6 +2,7 @@
 //! they belong to is abandoned, and what a task can do that wakes up after it has been replaced.
 
 use std::collections::BTreeMap;
+use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -13,20 +14,21 @@ use tidemill_core::worker::CheckpointWord;
 use tidemill_protocol::control::{
     CheckpointAcknowledgement, DeployTimings, Deployment, TaskFailure,
 };
+use tidemill_protocol::image::StoredCapture;
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{
     AttemptId, CheckpointId, Epoch, ExecutionEdge, ExecutionGraph, ExecutionStage, Frame,
-    FrameBody, Image, ModuleHash, Routing, StageKind, TaskId,
+    FrameBody, ModuleHash, Routing, StageKind, TaskId,
 };
-use tidemill_runtime::{GuestHost, InstanceLimits};
-use tidemill_storage::Store;
+use tidemill_runtime::{CaptureRoom, GuestHost, InstanceLimits};
+use tidemill_storage::{ImageChain, Store};
 use tokio::runtime::Runtime;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::super::body::{Body, Call, Records};
 use super::super::build::{Seat, lanes, run};
-use super::super::capture::{Captured, Capturing};
+use super::super::capture::{Captured, Capturing, Change};
 use super::super::counters::Counters;
 use super::super::mailbox::mailbox;
 use super::super::outputs::Outputs;
@@ -64,8 +66,11 @@ impl Body for Copying {
 
     fn hint(&mut self, _request: &SplitRequest) {}
 
-    fn capture(&mut self) -> Result<Image, TaskFailure> {
-        Ok(Image::default())
+    fn capture(&mut self, _: Vec<Range<u32>>, _: CaptureRoom) -> Result<Change, TaskFailure> {
+        Ok(Change {
+            capture: StoredCapture::default(),
+            whole: true,
+        })
     }
 
     fn native_state(&self) -> Vec<u8> {
@@ -215,6 +220,7 @@ impl World {
             counters: Arc::clone(&counters),
             began: Instant::now(),
             timings: DeployTimings::default(),
+            chain: ImageChain::new(),
         };
         let thread = std::thread::spawn(move || {
             let deployment = Arc::clone(&setup.deployment);
@@ -491,10 +497,14 @@ fn an_upload_that_hangs_does_not_hold_up_the_next_checkpoint() {
         runtime.handle().clone(),
         events,
         CancellationToken::new(),
+        ImageChain::new(),
     );
     let captured = |checkpoint| Captured {
         checkpoint,
-        image: Image::default(),
+        change: Change {
+            capture: StoredCapture::default(),
+            whole: true,
+        },
         finished: false,
         alignment: Duration::ZERO,
         pause: Duration::ZERO,
