@@ -2,6 +2,7 @@
 //! for ever, whatever the shape, the rates and the bounds while barriers are in flight; and every checkpoint is a
 //! consistent cut (what a sender had sent when it was captured is what the receiver had received).
 
+mod captures;
 mod hand_over;
 
 use std::collections::{BTreeMap, BTreeSet};
