@@ -3,6 +3,7 @@
 mod common;
 
 use std::sync::Arc;
+use std::time::Duration;
 
 use common::{job, job_id, job_manager, options, pointers, soon};
 use tempfile::TempDir;
@@ -28,6 +29,7 @@ async fn conforms<W: World>(new_world: impl Fn() -> W) {
     pointers_are_published_for_known_jobs_only(&new_world()).await;
     writers_at_the_same_time_do_not_mix(&new_world()).await;
     a_second_candidate_waits_and_is_elected_when_the_first_resigns(&new_world()).await;
+    a_leader_of_the_past_is_deposed_without_effect(&new_world()).await;
     a_leadership_that_is_dropped_is_given_up(&new_world()).await;
     a_candidature_is_withdrawn_with_its_future(&new_world()).await;
     nothing_is_left_once_it_is_settled(&new_world()).await;
@@ -221,6 +223,40 @@ async fn a_second_candidate_waits_and_is_elected_when_the_first_resigns(world: &
     registry.confirm(&second).await.unwrap();
 }
 
+async fn a_leader_of_the_past_is_deposed_without_effect(world: &impl World) {
+    let registry = world.start();
+    let (old, new) = (job_manager(1), job_manager(2));
+    let first = registry.lead(&old).await.unwrap();
+    let past = KnownLeader {
+        epoch: first.epoch(),
+        record: old,
+    };
+    registry.resign(&first).await.unwrap();
+    let second = registry.lead(&new).await.unwrap();
+    let known = KnownLeader {
+        epoch: second.epoch(),
+        record: new,
+    };
+    let is_known = |leader: &Option<KnownLeader>| leader.as_ref() == Some(&known);
+    let mut leader = registry.leader();
+    drop(soon("the second", leader.wait_for(is_known)).await.unwrap());
+
+    for _ in 0..2 {
+        registry.depose(&past).await.unwrap();
+        registry.put_job(&second, &job(1)).await.unwrap();
+    }
+    // The same process with an epoch that nobody had.
+    let never = KnownLeader {
+        epoch: Epoch(second.epoch().0 + 1),
+        record: known.record.clone(),
+    };
+    registry.depose(&never).await.unwrap();
+    registry.confirm(&second).await.unwrap();
+    let lost = tokio::time::timeout(Duration::ZERO, second.lost()).await;
+    assert!(lost.is_err(), "the second leader was deposed");
+    assert_eq!(leader.borrow().as_ref(), Some(&known));
+}
+
 async fn a_leadership_that_is_dropped_is_given_up(world: &impl World) {
     let registry = world.start();
     let first = registry.lead(&job_manager(1)).await.unwrap();
@@ -262,7 +298,9 @@ async fn nothing_is_left_once_it_is_settled(world: &impl World) {
     drop(registry);
     let next = world.start();
     let candidate = job_manager(2);
-    soon("the next leader", next.lead(&candidate)).await.unwrap();
+    soon("the next leader", next.lead(&candidate))
+        .await
+        .unwrap();
     soon("the lock", next.lock("shelf")).await.unwrap();
 }
 

@@ -11,8 +11,8 @@ use common::proxy::{Proxy, Weather};
 use common::{job, job_id, job_manager, options, pointers, soon, task_manager};
 use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
 use tidemill_coordination::{
-    Access, Connection, Credentials, LeadError, Leading, ReadError, Registry, TlsFiles, WriteError,
-    ZooKeeper, ZooKeeperOptions,
+    Access, Connection, Credentials, KnownLeader, LeadError, Leading, ReadError, Registry,
+    TlsFiles, WriteError, ZooKeeper, ZooKeeperOptions,
 };
 use tidemill_protocol::Incarnation;
 use tidemill_protocol::record::{CheckpointPointers, TaskManagerRecord};
@@ -121,6 +121,92 @@ async fn a_leader_that_is_cut_off_is_replaced_and_comes_back_as_a_candidate() {
     here.resign(&new).await.unwrap();
     let again = soon("the first again", again).await.unwrap();
     println!("elected {:?} after a resignation", resigned.elapsed());
+    assert!(again.epoch() > new.epoch());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_whose_process_has_ended_is_deposed_long_before_its_session() {
+    let ensemble = one_server();
+    let proxy = Proxy::before(&ensemble.addresses()[0]).await;
+    let session_timeout = Duration::from_secs(8);
+    let mut patient = options(vec![proxy.address.clone()], ROOT);
+    patient.session_timeout = session_timeout;
+    let away = open(patient);
+    let old = away.lead(&job_manager(1)).await.unwrap();
+    away.put_job(&old, &job(1)).await.unwrap();
+    let (second, third) = (
+        open(options(ensemble.addresses(), ROOT)),
+        open(options(ensemble.addresses(), ROOT)),
+    );
+    let successor = stand(&second, 2);
+    standing(&third, 2).await;
+    let after_it = stand(&third, 3);
+    standing(&third, 3).await;
+
+    // Nothing tells the servers that it is gone.
+    proxy.set(Weather::Cut);
+    let known = KnownLeader {
+        epoch: old.epoch(),
+        record: job_manager(1),
+    };
+    let ended = Instant::now();
+    third.depose(&known).await.unwrap();
+    let new = soon("the successor", successor).await.unwrap();
+    let took = ended.elapsed();
+    println!("elected {took:?} after the end of the leader's process was told");
+    assert!(took < session_timeout / 2, "{took:?}");
+    assert!(new.epoch() > old.epoch());
+    wait_for("the others to be left", third.job_managers(), |known| {
+        known == &[job_manager(2), job_manager(3)]
+    })
+    .await;
+
+    // Others that saw the same end say it late: nothing comes of it.
+    for registry in [&second, &third] {
+        registry.depose(&known).await.unwrap();
+    }
+    second.put_job(&new, &job(2)).await.unwrap();
+    let lost = tokio::time::timeout(Duration::ZERO, new.lost()).await;
+    assert!(lost.is_err(), "the successor was deposed");
+    assert!(!after_it.is_finished());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_leader_that_is_deposed_by_mistake_is_fenced_and_stands_again() {
+    let ensemble = one_server();
+    let leader = open(options(ensemble.addresses(), ROOT));
+    let second = open(options(ensemble.addresses(), ROOT));
+    let old = leader.lead(&job_manager(1)).await.unwrap();
+    leader.put_job(&old, &job(1)).await.unwrap();
+    let successor = stand(&second, 2);
+    standing(&second, 2).await;
+    let known = second.leader().borrow().clone().unwrap();
+    assert_eq!((known.epoch, &known.record), (old.epoch(), &job_manager(1)));
+
+    second.depose(&known).await.unwrap();
+    soon("the end of the first", old.lost()).await;
+    let new = soon("the successor", successor).await.unwrap();
+    let refused = [
+        leader.put_job(&old, &job(2)).await,
+        leader.put_pointers(&old, job_id(1), &pointers(1)).await,
+        leader.remove_job(&old, job_id(1)).await,
+        leader.confirm(&old).await,
+    ];
+    for outcome in refused {
+        assert!(
+            matches!(outcome, Err(WriteError::Fenced { ours, .. }) if ours == old.epoch()),
+            "{outcome:?} instead of a refusal"
+        );
+    }
+    assert_eq!(second.jobs().await.unwrap(), [Ok(job(1))]);
+
+    // It has its session still, and a node that it made afterwards is not the one that was deposed.
+    let again = stand(&leader, 1);
+    standing(&second, 1).await;
+    second.depose(&known).await.unwrap();
+    second.confirm(&new).await.unwrap();
+    second.resign(&new).await.unwrap();
+    let again = soon("the first again", again).await.unwrap();
     assert!(again.epoch() > new.epoch());
 }
 

@@ -10,25 +10,39 @@ use super::follow;
 use super::layout::LEADER;
 use super::session::{Session, Shared};
 use crate::WriteError;
-use crate::error::Cause;
 
 /// Deletes the candidate's node that was made by the transaction with this number, if it is there.
 pub(super) async fn depose(shared: &Arc<Shared>, epoch: Epoch) -> Result<(), WriteError> {
-    let failed = |source: Cause| WriteError::Failed {
-        place: shared.place.clone(),
-        what: format!("the end of the leadership with epoch {epoch}"),
-        source,
+    let (place, what) = (
+        shared.place.clone(),
+        format!("the end of the leadership with epoch {epoch}"),
+    );
+    let session = match shared.session().await {
+        Ok(session) => session,
+        Err(trouble) => {
+            let source = trouble.into();
+            return Err(WriteError::Failed {
+                place,
+                what,
+                source,
+            });
+        }
     };
-    let session = shared.session().await;
-    let session = session.map_err(|trouble| failed(trouble.into()))?;
+    // Its answer may have been lost; to ask again does no harm.
     let removed = remove(&session, epoch).await;
-    // Whether it was removed or not, to remove it again does no harm.
-    removed.map_err(|error| failed(error.into()))
+    removed.map_err(|error| WriteError::Unknown {
+        place,
+        what,
+        source: error.into(),
+    })
 }
 
 async fn remove(session: &Session, epoch: Epoch) -> Result<(), Error> {
     let client = &session.client;
-    for name in client.list_children(LEADER).await? {
+    // A server that lags may not have heard of the node yet: it would be left there although nothing failed.
+    let (synced, names) = (client.sync(LEADER), client.list_children(LEADER));
+    synced.await?;
+    for name in names.await? {
         let path = format!("{LEADER}/{name}");
         let is_its = |stat: Stat| follow::epoch(stat.czxid) == epoch;
         if !client.check_stat(&path).await?.is_some_and(is_its) {
