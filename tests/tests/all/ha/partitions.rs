@@ -13,7 +13,7 @@ use crate::common::{REACTION_LIMIT, SESSION, Watched, watched_count};
 const TASK_MANAGERS: [&str; 3] = ["tm-1", "tm-2", "tm-3"];
 
 /// How long the job of a test runs that nothing disturbs.
-const JOB_SECONDS: u64 = 15;
+const JOB_SECONDS: u64 = 12;
 
 fn name(leader: Leader) -> String {
     format!("jm-{}", leader.index + 1)

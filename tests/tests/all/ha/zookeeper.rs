@@ -11,8 +11,6 @@ use crate::common::{REACTION_LIMIT, SESSION, Watched, watched_count};
 
 /// Once with followers and once with leaders of the ensemble.
 const KILLS: u32 = 10;
-/// How long all servers are away.
-const AWAY: Duration = Duration::from_secs(20);
 /// The longest pause between records while ZooKeeper is away: a task that restarts would take longer.
 const PAUSE_MAX: Duration = Duration::from_millis(500);
 
@@ -20,7 +18,7 @@ const PAUSE_MAX: Duration = Duration::from_millis(500);
 fn one_of_three_servers_is_killed_ten_times_and_nothing_restarts() -> anyhow::Result<()> {
     let mut random = StdRng::seed_from_u64(0);
     let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
-    let watched = watched_count(&cluster, "output", 40, "127.0.0.1")?;
+    let watched = watched_count(&cluster, "output", 35, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
     let before = watched.attempts()?;
     let from = Instant::now();
@@ -74,7 +72,12 @@ enum Absence {
     Killed,
 }
 
-fn away(cluster: &mut Cluster, watched: &Watched, absence: Absence) -> anyhow::Result<()> {
+fn away(
+    cluster: &mut Cluster,
+    watched: &Watched,
+    absence: Absence,
+    time: Duration,
+) -> anyhow::Result<()> {
     let before = watched.attempts()?;
     let (from, from_ms) = (Instant::now(), unix_ms());
     for server in 0..3 {
@@ -83,8 +86,8 @@ fn away(cluster: &mut Cluster, watched: &Watched, absence: Absence) -> anyhow::R
             Absence::Killed => cluster.ensemble().kill(server)?,
         }
     }
-    cluster.wait_for("the servers to be away for long", AWAY * 2, |_| {
-        Ok((from.elapsed() >= AWAY).then_some(()))
+    cluster.wait_for("the servers to be away for long", time * 2, |_| {
+        Ok((from.elapsed() >= time).then_some(()))
     })?;
     let (back, back_ms) = (Instant::now(), unix_ms());
     for server in 0..3 {
@@ -111,21 +114,22 @@ fn away(cluster: &mut Cluster, watched: &Watched, absence: Absence) -> anyhow::R
         "no checkpoint completes without ZooKeeper"
     );
     println!(
-        "{absence:?} for {AWAY:?}: {meanwhile}; a leader {} ms and a checkpoint {} ms after",
+        "{absence:?} for {time:?}: {meanwhile}; a leader {} ms and a checkpoint {} ms after",
         leads.as_millis(),
         done_ms.saturating_sub(back_ms)
     );
     Ok(())
 }
 
-/// All servers are stopped, then killed, for 20 s each.
+/// All servers are stopped, then killed and started again, for several sessions each.
 #[test]
 fn zookeeper_away() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::highly_available(SESSION))?;
-    let watched = watched_count(&cluster, "output", 60, "127.0.0.1")?;
+    let watched = watched_count(&cluster, "output", 48, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
-    for absence in [Absence::Stopped, Absence::Killed] {
-        away(&mut cluster, &watched, absence).with_context(|| format!("{absence:?}"))?;
+    for (absence, seconds) in [(Absence::Stopped, 20), (Absence::Killed, 10)] {
+        let time = Duration::from_secs(seconds);
+        away(&mut cluster, &watched, absence, time).with_context(|| format!("{absence:?}"))?;
     }
     let detail = watched.finish(&mut cluster)?;
     ensure!(detail["restarts"] == 0, "nothing was restarted: {detail}");
