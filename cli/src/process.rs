@@ -18,6 +18,9 @@ use crate::failure::{Exit, Failure};
 /// The file in a process's data directory that tells where it listens, for tools and tests that let it choose ports.
 const ADDRESSES_FILE: &str = "addresses.json";
 
+/// The target of what the client of ZooKeeper logs.
+const ZOOKEEPER_CLIENT: &str = "zookeeper_client";
+
 /// The configuration that the command line asks for.
 pub(crate) fn load_config(process: &Process) -> Result<Config, Failure> {
     Config::load(process.config.as_deref(), environment(), &process.settings).map_err(|error| {
@@ -37,7 +40,7 @@ pub(crate) fn start_logging(log: &Log) -> Result<(), Failure> {
     let wrong = |error: &dyn std::error::Error| {
         Failure::because(Exit::Usage, "log.level cannot be used", error)
     };
-    let filter = EnvFilter::try_new(&log.level).map_err(|error| wrong(&error))?;
+    let filter = EnvFilter::try_new(log_filter(&log.level)).map_err(|error| wrong(&error))?;
     let builder = tracing_subscriber::fmt()
         .with_env_filter(filter)
         .with_writer(io::stderr);
@@ -46,6 +49,15 @@ pub(crate) fn start_logging(log: &Log) -> Result<(), Failure> {
         LogFormat::Json => builder.json().try_init(),
     };
     started.map_err(|error| Failure::because(Exit::Failed, "logging cannot be started", &*error))
+}
+
+/// What is logged at this level. The client of ZooKeeper warns of each connection that fails, several times a second
+/// while its servers are away; the registry says that once. Whoever names the client's target hears it all.
+fn log_filter(level: &str) -> String {
+    if level == "off" || level.contains(ZOOKEEPER_CLIENT) {
+        return level.to_owned();
+    }
+    format!("{level},{ZOOKEEPER_CLIENT}=error")
 }
 
 /// The runtime of this program's own few tasks; the processes' work has threads of its own.
@@ -152,6 +164,22 @@ mod tests {
             fs::read_dir(directory.path()).expect("a directory").count(),
             1
         );
+    }
+
+    #[test]
+    fn the_client_of_zookeeper_is_quiet_unless_it_is_asked() {
+        for (level, filter) in [
+            ("info", "info,zookeeper_client=error"),
+            ("off", "off"),
+            (
+                "warn,tidemill_transport=debug",
+                "warn,tidemill_transport=debug,zookeeper_client=error",
+            ),
+            ("info,zookeeper_client=debug", "info,zookeeper_client=debug"),
+        ] {
+            assert_eq!(log_filter(level), filter);
+            EnvFilter::try_new(log_filter(level)).expect("a filter");
+        }
     }
 
     #[test]
