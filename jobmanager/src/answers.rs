@@ -315,7 +315,11 @@ impl View<'_> {
         NodeView {
             id: registration.id.to_string(),
             incarnation: registration.incarnation.to_string(),
-            status: NodeStatus::Connected,
+            status: if member.is_draining() {
+                NodeStatus::Draining
+            } else {
+                NodeStatus::Connected
+            },
             data_address: registration.data_address.clone(),
             slots: registration.slots,
             slots_free: registration.slots.saturating_sub(used),

@@ -16,7 +16,7 @@ use crate::error_chain;
 use crate::handle::{Request, SubmitError};
 use crate::reign::{Done, Reign};
 use crate::roles::{Fact, Process, Roles};
-use crate::sessions::{Answer, SessionEvent};
+use crate::sessions::{Answer, NO_EPOCH, SessionEvent};
 use crate::standing::{self, Standing};
 use crate::start::StartError;
 use crate::views::{MetricsView, Role};
@@ -281,8 +281,7 @@ impl Driver {
             let reason = self.standing.borrow().why_not_here();
             // A session that has ended wants no answer.
             let _ = answer.send(Answer::Refused {
-                // TaskManagers do not look at the epoch of a refusal.
-                epoch: Epoch(0),
+                epoch: NO_EPOCH,
                 reason,
             });
         }
@@ -348,9 +347,12 @@ impl Driver {
         self.look_around();
     }
 
-    /// Tells the leadership who is there and who is reached, when that has changed.
+    /// Tells the leadership who is there and who is reached, and the leader who is expected, when that has changed.
     fn look_around(&mut self) {
         let announced = self.registry.task_managers.borrow();
+        if let Some(reign) = &mut self.reign {
+            reign.on_announced(&announced);
+        }
         let me = self.process.record.incarnation;
         let others = |record: &&JobManagerRecord| record.incarnation != me;
         let reach = Reach {

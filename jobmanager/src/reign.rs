@@ -1,7 +1,7 @@
 //! One reign: everything that lives from the moment a JobManager leads until it steps down. Facts go to the
 //! [`Leader`], which decides; [`Performer`] carries out. It never asks whether it still leads: the driver does.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
@@ -14,7 +14,7 @@ use tidemill_core::membership::HowLost;
 use tidemill_core::scheduler::slots_needed;
 use tidemill_protocol::control::ToLeader;
 use tidemill_protocol::record::{JobRecord, TaskManagerRecord};
-use tidemill_protocol::{ExecutionGraph, JobId, TaskManagerId};
+use tidemill_protocol::{ExecutionGraph, Incarnation, JobId, TaskManagerId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
@@ -56,6 +56,8 @@ pub(crate) struct Reign {
     process: Process,
     log_requests: LogRequests,
     done: mpsc::UnboundedReceiver<Done>,
+    /// Who has announced himself, as the leader was told last.
+    announced: BTreeMap<TaskManagerId, Incarnation>,
     since: Time,
 }
 
@@ -93,6 +95,7 @@ impl Reign {
             process: process.clone(),
             log_requests: LogRequests::default(),
             done,
+            announced: BTreeMap::new(),
             since,
         }
     }
@@ -140,6 +143,16 @@ impl Reign {
         let members = self.leader.membership();
         let is_here = |id: &TaskManagerId| members.member(id).is_some_and(|it| it.is_usable());
         announced.iter().filter(|one| is_here(&one.id)).count()
+    }
+
+    /// Tells the leader who has announced himself, when that has changed.
+    pub(crate) fn on_announced(&mut self, announced: &[TaskManagerRecord]) {
+        let life = |record: &TaskManagerRecord| (record.id.clone(), record.incarnation);
+        let task_managers: BTreeMap<_, _> = announced.iter().map(life).collect();
+        if self.announced != task_managers {
+            self.announced.clone_from(&task_managers);
+            self.tell(Event::Announced { task_managers });
+        }
     }
 
     fn now(&self) -> Time {

@@ -14,7 +14,7 @@ use tidemill_protocol::record::JobManagerRecord;
 use tidemill_protocol::{Epoch, ModuleHash};
 use tidemill_transport::{
     ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming,
-    Liveness, LivenessListener,
+    Liveness, LivenessListener, LivenessTicket,
 };
 use tokio::sync::{mpsc, oneshot};
 use tracing::{debug, info, warn};
@@ -25,6 +25,9 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(5);
 /// How long the end of a process is watched for after its control connection broke. By then it has come back in a
 /// session of its own or been given up.
 const AFTERWATCH: Duration = Duration::from_secs(60);
+
+/// Of whom no epoch is: the epoch of a JobManager that does not lead. TaskManagers do not look at it in a refusal.
+pub(crate) const NO_EPOCH: Epoch = Epoch(0);
 
 /// Why a session ends when the driver lets go of it unheard.
 const NOT_LEADING: &str = "this JobManager does not lead any more, or is shutting down";
@@ -68,6 +71,22 @@ pub(crate) enum Answer {
         epoch: Epoch,
         reason: String,
     },
+}
+
+/// Why a session was never accepted.
+struct NotAccepted {
+    reason: String,
+    /// It is as it should be: this JobManager does not lead, and TaskManagers try each of them until one does.
+    expected: bool,
+}
+
+impl From<String> for NotAccepted {
+    fn from(reason: String) -> Self {
+        Self {
+            reason,
+            expected: false,
+        }
+    }
 }
 
 /// Finds the bytes of a module; called on a thread that may block.
@@ -117,10 +136,19 @@ async fn session(
         events,
     };
     let (reason, watch) = match talk.greet(&liveness).await {
-        Ok(end) => end,
-        Err(reason) => (reason, None),
+        Ok((reason, watch)) => {
+            info!(%peer, reason, "a session has ended");
+            (reason, watch)
+        }
+        Err(NotAccepted { reason, expected }) => {
+            if expected {
+                debug!(%peer, reason, "a session was not accepted");
+            } else {
+                info!(%peer, reason, "a session was not accepted");
+            }
+            (reason, None)
+        }
     };
-    info!(%peer, reason, "a session has ended");
     talk.handle.close(&reason);
     if let Some(mut liveness) = watch
         && let Ok(loss) = tokio::time::timeout(AFTERWATCH, liveness.lost()).await
@@ -154,14 +182,22 @@ impl Talk {
     async fn greet(
         &mut self,
         liveness: &LivenessListener,
-    ) -> Result<(String, Option<Liveness>), String> {
+    ) -> Result<(String, Option<Liveness>), NotAccepted> {
         let first = tokio::time::timeout(GREETING_TIMEOUT, self.receiver.recv::<ToLeader>()).await;
         let registration = match first.map_err(|_| "it did not register in time".to_owned())? {
             Ok(Some(ToLeader::Register(registration))) => registration,
-            Ok(Some(ToLeader::Follow(record))) => return Err(self.follow(record, liveness).await),
-            Ok(Some(_)) => return Err("its first message was not a registration".to_owned()),
-            Ok(None) => return Err("it closed the connection before it registered".to_owned()),
-            Err(error) => return Err(error.to_string()),
+            Ok(Some(ToLeader::Follow(record))) => {
+                return Ok((self.follow(record, liveness).await, None));
+            }
+            Ok(Some(_)) => {
+                return Err("its first message was not a registration".to_owned().into());
+            }
+            Ok(None) => {
+                return Err("it closed the connection before it registered"
+                    .to_owned()
+                    .into());
+            }
+            Err(error) => return Err(error.to_string().into()),
         };
         let (answer, answered) = oneshot::channel();
         let remote = self.handle.peer().address;
@@ -184,7 +220,10 @@ impl Talk {
                 // Whether it arrives or not, the session ends; the peer closes when it has read the refusal.
                 let _ = self.sender.send(&refused).await;
                 let _ = tokio::time::timeout(GREETING_TIMEOUT, self.handle.closed()).await;
-                Err(format!("it was refused: {reason}"))
+                Err(NotAccepted {
+                    reason: format!("it was refused: {reason}"),
+                    expected: epoch == NO_EPOCH,
+                })
             }
             Answer::Accepted {
                 epoch,
@@ -192,22 +231,12 @@ impl Talk {
                 outbox,
             } => {
                 let ticket = liveness.issue();
-                let registered = Command::Registered {
+                let command = Command::Registered {
                     liveness_token: ticket.token(),
                     liveness_port: liveness.local_address().port(),
                     report_interval_ms,
                 };
-                let registered = FromLeader {
-                    epoch,
-                    command: registered,
-                };
-                let bound = match self.sender.send(&registered).await {
-                    Ok(()) => ticket
-                        .connected(GREETING_TIMEOUT)
-                        .await
-                        .map_err(|error| error.to_string()),
-                    Err(error) => Err(error.to_string()),
-                };
+                let bound = self.bind(ticket, FromLeader { epoch, command }).await;
                 Ok(match bound {
                     Ok(liveness) => self.accepted(liveness, outbox).await,
                     Err(reason) => {
@@ -223,13 +252,25 @@ impl Talk {
         }
     }
 
+    /// Says that the peer is registered, and waits for its liveness connection.
+    async fn bind(
+        &mut self,
+        ticket: LivenessTicket,
+        registered: FromLeader,
+    ) -> Result<Liveness, String> {
+        let sent = self.sender.send(&registered).await;
+        sent.map_err(|error| error.to_string())?;
+        let connected = ticket.connected(GREETING_TIMEOUT).await;
+        connected.map_err(|error| error.to_string())
+    }
+
     /// A JobManager that stands by sees this process's end by its liveness connection, which stays open until one of both
     /// ends. Nobody else needs to know; says why it ended.
     async fn follow(&mut self, record: JobManagerRecord, liveness: &LivenessListener) -> String {
         let ticket = liveness.issue();
         let answer = FromLeader {
             // Whether this process leads does not matter: what is watched is the process.
-            epoch: Epoch(0),
+            epoch: NO_EPOCH,
             command: Command::Registered {
                 liveness_token: ticket.token(),
                 liveness_port: liveness.local_address().port(),

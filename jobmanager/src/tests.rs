@@ -1,6 +1,7 @@
 //! A JobManager's whole driver, without sockets: TaskManagers are channels, and the registry gets into trouble at a word.
 
 mod registry;
+mod submissions;
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -89,15 +90,20 @@ fn troubled(session_timeout: Option<Duration>) -> (TroubledRegistry, tempfile::T
     (TroubledRegistry::new(embedded, session_timeout), directory)
 }
 
+/// A registry that somebody led who left behind a job whose graph is lost.
+async fn with_job() -> (TroubledRegistry, tempfile::TempDir) {
+    with_record(lost_job()).await
+}
+
 /// A registry that somebody led who left this job behind.
-async fn with_job(session_timeout: Option<Duration>) -> (TroubledRegistry, tempfile::TempDir) {
-    let (registry, directory) = troubled(session_timeout);
+async fn with_record(job: JobRecord) -> (TroubledRegistry, tempfile::TempDir) {
+    let (registry, directory) = troubled(None);
     let before = registry
         .embedded
         .lead(&record(9))
         .await
         .expect("nobody leads");
-    let stored = registry.embedded.put_job(&before, &lost_job()).await;
+    let stored = registry.embedded.put_job(&before, &job).await;
     stored.expect("a leader may write");
     registry.embedded.resign(&before).await.expect("it leads");
     (registry, directory)
@@ -105,14 +111,20 @@ async fn with_job(session_timeout: Option<Duration>) -> (TroubledRegistry, tempf
 
 impl Bench {
     fn start((registry, directory): (TroubledRegistry, tempfile::TempDir)) -> Self {
+        let store = Store::open("memory://").expect("memory is there");
+        Self::start_with(registry, directory, store)
+    }
+
+    fn start_with(registry: TroubledRegistry, directory: tempfile::TempDir, store: Store) -> Self {
         let registry = Arc::new(registry);
         let mut config = Config::default();
+        config.jobmanager.data_dir = directory.path().to_owned();
         config.cluster.coordination = Coordination::ZooKeeper;
         let config = Arc::new(config);
         let process = Process {
             config: Arc::clone(&config),
             registry: Arc::<TroubledRegistry>::clone(&registry),
-            store: Store::open("memory://").expect("memory is there"),
+            store,
             engine: Engine::new(EngineOptions::default()).expect("the defaults work"),
             clock: Clock::start(),
             record: record(1),
@@ -268,7 +280,7 @@ async fn a_leader_that_is_not_confirmed_steps_down_before_its_session_can_end() 
 
 #[tokio::test]
 async fn a_fenced_write_ends_the_reign_and_the_next_one_finishes_its_work() {
-    let (registry, directory) = with_job(None).await;
+    let (registry, directory) = with_job().await;
     registry.expect(&[Trouble::Fenced]);
     let mut bench = Bench::start((registry, directory));
     bench.until(Role::Leader, Some(3)).await;
@@ -281,7 +293,7 @@ async fn a_fenced_write_ends_the_reign_and_the_next_one_finishes_its_work() {
 
 /// Waits for the job's failure to be stored, and says how often it was written.
 async fn writes_until_stored(troubles: &[Trouble]) -> usize {
-    let (registry, directory) = with_job(None).await;
+    let (registry, directory) = with_job().await;
     registry.expect(troubles);
     let mut bench = Bench::start((registry, directory));
     bench.until(Role::Leader, Some(2)).await;
@@ -302,7 +314,7 @@ async fn a_record_in_doubt_is_read_back_and_written_again_only_when_it_is_not_th
 
 #[tokio::test]
 async fn a_registry_that_is_away_is_waited_for() {
-    let (registry, directory) = with_job(None).await;
+    let (registry, directory) = with_job().await;
     registry.expect(&[Trouble::Failed]);
     registry.connection.send_replace(Connection::Suspended);
     let mut bench = Bench::start((registry, directory));
@@ -417,7 +429,7 @@ async fn a_follower_that_is_stopped_withdraws() {
 
 #[tokio::test]
 async fn a_checkpoint_waits_for_the_registry_and_is_published_when_it_is_back() {
-    let (registry, _directory) = with_job(None).await;
+    let (registry, _directory) = with_job().await;
     let registry = Arc::new(registry);
     let leading = registry
         .embedded

@@ -345,6 +345,8 @@ pub struct EventView {
 pub enum NodeStatus {
     /// It is registered and connected.
     Connected,
+    /// It is connected and leaves: nothing new is placed there, and what runs there moves elsewhere.
+    Draining,
     /// It has announced itself in ZooKeeper and is not connected to the leader.
     Announced,
     /// It is gone; shown for a while.

@@ -163,6 +163,7 @@ fn taskmanager_table(taskmanagers: Vec<NodeView>) -> String {
     for node in taskmanagers {
         let status = match node.status {
             NodeStatus::Connected => "connected",
+            NodeStatus::Draining => "draining",
             NodeStatus::Announced => "announced",
             NodeStatus::Lost => "lost",
         };

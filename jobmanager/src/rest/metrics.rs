@@ -150,10 +150,9 @@ fn cluster(text: &mut Exposition, view: &MetricsView) {
         "1 while the TaskManager is connected, 0 when it was lost.",
     );
     for node in &view.nodes {
-        let up = if node.status == NodeStatus::Connected {
-            1.0
-        } else {
-            0.0
+        let up = match node.status {
+            NodeStatus::Connected | NodeStatus::Draining => 1.0,
+            NodeStatus::Announced | NodeStatus::Lost => 0.0,
         };
         text.sample(&[("task_manager", &node.id)], up);
     }
