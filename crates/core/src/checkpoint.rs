@@ -92,6 +92,8 @@ pub struct Coordinator {
     committing: Option<(CheckpointId, BTreeSet<TaskId>)>,
     failures: u32,
     last_started: Option<Time>,
+    /// The leader before this one may have been about to take a checkpoint: the first one is due at once.
+    overdue: bool,
     history: History,
     timers: Timers<Timer>,
     actions: VecDeque<Action>,
@@ -131,10 +133,17 @@ impl Coordinator {
             committing: None,
             failures: 0,
             last_started: None,
+            overdue: false,
             history: History::default(),
             timers: Timers::default(),
             actions: VecDeque::new(),
         }
+    }
+
+    /// Another leader coordinated this job before: whoever waits for what its next checkpoint would have committed does not
+    /// wait an interval longer for the change. Nothing begins before the tasks are ready, nor without an interval.
+    pub fn taken_over(&mut self) {
+        self.overdue = true;
     }
 
     /// Takes a fact. Facts about another checkpoint than the one in flight, or from an old attempt, change nothing.
@@ -344,8 +353,12 @@ impl Coordinator {
                     .map_or(now, |tried| (tried + pause).max(now)),
             )
         } else {
-            let next = |interval| self.last_started.unwrap_or(now) + interval;
-            self.interval.map(|interval| next(interval).max(now))
+            let next = |interval| match self.last_started {
+                Some(last) => (last + interval).max(now),
+                None if self.overdue => now,
+                None => now + interval,
+            };
+            self.interval.map(next)
         };
         match due {
             Some(due) if due <= now => self.begin(now),

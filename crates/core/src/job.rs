@@ -190,6 +190,7 @@ impl Job {
         match job.record.state.clone() {
             state if state == JobState::Active || mutation::is(Mutation::EndedJobLoaded) => {
                 job.timers.set(Timer::Adoption, now + adoption_timeout);
+                job.coordinator.taken_over();
                 job.load_last_checkpoint();
             }
             JobState::Cancelling => {

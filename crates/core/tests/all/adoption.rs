@@ -49,14 +49,59 @@ fn a_checkpoint_in_flight_at_the_take_over_is_over_for_every_task() {
     let mut cluster = checkpointed();
     cluster.behaviour.captures_stall = true;
     cluster.seconds(1);
+    cluster.behaviour.captures_stall = false;
     cluster.restart_jobmanager();
     meet(&mut cluster, &["a", "b"]);
-    cluster.behaviour.captures_stall = false;
     for name in ["a", "b"] {
         let aborted = &cluster.task_managers[name].aborted;
         assert!(aborted.contains(&(JOB, checkpoint(2, 0))), "{aborted:?}");
     }
     goes_on(&mut cluster, attempt(1, 1));
+}
+
+#[test]
+fn the_first_checkpoint_after_a_take_over_begins_as_soon_as_everything_is_adopted() {
+    let mut cluster = checkpointed();
+    cluster.restart_jobmanager();
+    cluster.connect("a");
+    assert_eq!(cluster.completed(JOB), 0, "a part of it is not known");
+    cluster.connect("b");
+    assert_eq!(cluster.completed(JOB), 1, "and no time has passed");
+    assert!(cluster.published(JOB).contains(&checkpoint(2, 1)));
+    assert_eq!(cluster.attempts(JOB), [attempt(1, 1)].into());
+
+    cluster.advance(Duration::from_millis(999));
+    assert_eq!(cluster.completed(JOB), 1, "from then on each interval");
+    cluster.advance(Duration::from_millis(1));
+    assert_eq!(cluster.completed(JOB), 2);
+}
+
+#[test]
+fn the_first_checkpoint_after_a_take_over_begins_as_soon_as_what_was_missing_runs_again() {
+    let mut cluster = checkpointed();
+    cluster.join("c", 2);
+    cluster.task_managers.remove("b");
+    cluster.restart_jobmanager();
+    meet(&mut cluster, &["a", "c"]);
+    cluster.advance(Duration::from_millis(2999));
+    assert_eq!(cluster.completed(JOB), 0);
+    cluster.advance(Duration::from_millis(1));
+    assert_eq!(cluster.attempts(JOB), [attempt(2, 1)].into());
+    assert_eq!(cluster.completed(JOB), 1);
+}
+
+#[test]
+fn a_take_over_begins_no_checkpoint_of_a_job_without_them() {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    let mut without = record(JOB);
+    without.options.checkpoint_interval_ms = 0;
+    cluster.submit(without, graph(2, Routing::AllToAll));
+    cluster.restart_jobmanager();
+    meet(&mut cluster, &["a", "b"]);
+    cluster.seconds(20);
+    assert_eq!(cluster.phase(JOB), Phase::Running);
+    assert_eq!(cluster.attempts(JOB), [attempt(1, 1)].into());
+    assert!(cluster.published(JOB).is_empty(), "nobody asked for one");
 }
 
 #[test]
@@ -134,9 +179,9 @@ fn an_attempt_that_never_came_into_its_own_is_not_adopted_by_the_leader_after_ne
     assert_eq!(cluster.attempts(JOB), [attempt(1, 1), attempt(1, 2)].into());
 
     // The next leader meets only those who were cut off, and publishes what they go on to do.
+    cluster.behaviour.captures_stall = false;
     cluster.restart_jobmanager();
     meet(&mut cluster, &["a", "b"]);
-    cluster.behaviour.captures_stall = false;
     goes_on_as(&mut cluster, attempt(1, 1));
 
     cluster.restart_jobmanager();
@@ -527,7 +572,11 @@ fn who_registers_while_a_cancellation_is_being_stored_is_stopped_as_well() {
     cluster.cancel(JOB);
     cluster.connect_all();
     assert_eq!(cluster.phase(JOB), Phase::Cancelling);
-    assert_eq!(cluster.attempts(JOB).len(), 1, "tasks go on until it is stored");
+    assert_eq!(
+        cluster.attempts(JOB).len(),
+        1,
+        "tasks go on until it is stored"
+    );
     cluster.records_fail = false;
     cluster.seconds(2);
     assert_eq!(cluster.phase(JOB), Phase::Cancelled);

@@ -740,6 +740,13 @@ impl Cluster {
         self.job(job).checkpoints().history().completed()
     }
 
+    /// The checkpoints that a restart can go back to, as the registry holds them.
+    pub(crate) fn published(&self, job: JobId) -> Vec<CheckpointId> {
+        let pointers = self.pointers.get(&job).into_iter();
+        let completed = pointers.flat_map(|pointers| &pointers.completed);
+        completed.map(|pointer| pointer.checkpoint).collect()
+    }
+
     /// The attempts that run, wherever they do.
     pub(crate) fn attempts(&self, job: JobId) -> BTreeSet<AttemptId> {
         let tasks = self

@@ -307,7 +307,7 @@ fn the_leader_dies_during_a_drain_and_the_next_one_learns_of_it() {
     runs_on(&cluster, JOB, &["b", "c"]);
     assert!(is_drained(&cluster, "a"));
     assert_eq!(cluster.attempts(JOB), [attempt(2, 1)].into());
-    assert!(cluster.noted("start from checkpoint 2.1"));
+    assert!(cluster.noted("start from checkpoint 2.2"));
 }
 
 #[test]
