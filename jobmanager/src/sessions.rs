@@ -193,9 +193,7 @@ impl Talk {
                 return Err("its first message was not a registration".to_owned().into());
             }
             Ok(None) => {
-                return Err("it closed the connection before it registered"
-                    .to_owned()
-                    .into());
+                return Err("it closed the connection unregistered".to_owned().into());
             }
             Err(error) => return Err(error.to_string().into()),
         };
