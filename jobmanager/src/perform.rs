@@ -6,7 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tidemill_coordination::{Connection, Leading, Registry, WriteError};
-use tidemill_core::leader::{Action, Event, Note};
+use tidemill_core::leader::{Action, Note};
 use tidemill_core::membership::ConnectionId;
 use tidemill_core::{checkpoint, job};
 use tidemill_protocol::control::FromLeader;
@@ -47,19 +47,19 @@ pub(crate) struct Hands {
     pub(crate) report_interval_ms: u64,
 }
 
+/// What is told to those who wait for a submission, and who they are: whoever sent it, perhaps more than once.
+type Submitters = (
+    SubmittedView,
+    Vec<Reply<Result<SubmittedView, SubmitError>>>,
+);
+
 /// Carries out what the leader decided.
 pub(crate) struct Performer {
     hands: Hands,
     /// Registrations that have not been answered.
     registering: HashMap<ConnectionId, oneshot::Sender<Answer>>,
     outboxes: HashMap<ConnectionId, mpsc::UnboundedSender<FromLeader>>,
-    submitters: HashMap<
-        JobId,
-        (
-            SubmittedView,
-            Vec<Reply<Result<SubmittedView, SubmitError>>>,
-        ),
-    >,
+    submitters: HashMap<JobId, Submitters>,
     cancellers: HashMap<JobId, Vec<Reply<Result<(), CancelError>>>>,
     /// The last clean-up of each job that has begun one.
     clean_ups: HashMap<JobId, JoinHandle<Option<()>>>,
@@ -367,7 +367,7 @@ impl Performer {
         tokio::spawn(over.run_until_cancelled_owned(async move {
             if let Some(result) = result.await {
                 // A reign that is over hears nothing.
-                let _ = done.send(Done::Performed(Event::Performed { job, result }));
+                let _ = done.send(Done::Performed { job, result });
             }
         }));
     }

@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 use bytes::Bytes;
 use tidemill_coordination::Leading;
 use tidemill_core::Time;
+use tidemill_core::job;
 use tidemill_core::leader::{Event, Leader, LeaderConfig, LoadedJob};
 use tidemill_core::membership::HowLost;
 use tidemill_core::scheduler::slots_needed;
@@ -42,8 +43,8 @@ pub(crate) struct Submission {
 
 /// What was done elsewhere for the leader.
 pub(crate) enum Done {
-    /// What came of an action.
-    Performed(Event),
+    /// What came of an action for a job.
+    Performed { job: JobId, result: job::Event },
     /// A submission is checked, and all of it but its record is stored.
     Checked(Box<Submission>),
 }
@@ -104,7 +105,9 @@ impl Reign {
     pub(crate) fn perform_next(&mut self) -> bool {
         let action = self.leader.poll_action();
         let wanted = action.is_some();
-        action.map(|action| self.performer.perform(action));
+        if let Some(action) = action {
+            self.performer.perform(action);
+        }
         wanted
     }
 
@@ -165,7 +168,7 @@ impl Reign {
 
     pub(crate) fn on_done(&mut self, done: Done) {
         match done {
-            Done::Performed(event) => self.tell(event),
+            Done::Performed { job, result } => self.tell(Event::Performed { job, result }),
             Done::Checked(submission) => self.on_submission(*submission),
         }
     }

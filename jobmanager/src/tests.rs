@@ -10,7 +10,7 @@ use std::time::Duration;
 use tidemill_config::{Config, Coordination};
 use tidemill_coordination::{Connection, Embedded, KnownLeader, Registry};
 use tidemill_core::job;
-use tidemill_core::leader::{Action, Event};
+use tidemill_core::leader::Action;
 use tidemill_core::membership::ConnectionId;
 use tidemill_protocol::control::{FromLeader, Registration};
 use tidemill_protocol::manifest::ObjectRef;
@@ -467,7 +467,7 @@ async fn a_checkpoint_waits_for_the_registry_and_is_published_when_it_is_back() 
         "it is neither done nor given up"
     );
     registry.connection.send_replace(Connection::Connected);
-    let Some(Done::Performed(Event::Performed { result, .. })) = results.recv().await else {
+    let Some(Done::Performed { result, .. }) = results.recv().await else {
         panic!("something else was done");
     };
     let published = tidemill_core::checkpoint::Event::Published { checkpoint };

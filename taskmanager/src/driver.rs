@@ -295,24 +295,35 @@ impl Driver {
                 attempt,
                 peer,
                 reason,
-            } => {
-                let known = (job, attempt, peer.clone());
-                // A connection takes all its channels with it, and is reported once. That an attempt's channels break
-                // when it is stopped is nobody's news.
-                if self.state.broken.contains_key(&known) || !self.performer.runs(job, attempt) {
-                    return;
-                }
-                warn!(%job, %attempt, %peer, reason, "a data connection broke");
-                self.state.broken.insert(known, reason.clone());
-                ToLeader::ChannelBroken {
-                    job,
-                    attempt,
-                    peer,
-                    reason,
-                }
-            }
+            } => match self.channel_broken(job, attempt, peer, reason) {
+                Some(message) => message,
+                None => return,
+            },
         };
         self.say(|_| message);
+    }
+
+    /// What is to be said of a broken channel. A connection takes all its channels with it, and is reported once; that an
+    /// attempt's channels break when it is stopped is nobody's news.
+    fn channel_broken(
+        &mut self,
+        job: JobId,
+        attempt: AttemptId,
+        peer: TaskManagerId,
+        reason: String,
+    ) -> Option<ToLeader> {
+        let known = (job, attempt, peer.clone());
+        if self.state.broken.contains_key(&known) || !self.performer.runs(job, attempt) {
+            return None;
+        }
+        warn!(%job, %attempt, %peer, reason, "a data connection broke");
+        self.state.broken.insert(known, reason.clone());
+        Some(ToLeader::ChannelBroken {
+            job,
+            attempt,
+            peer,
+            reason,
+        })
     }
 
     /// Says something to the leader, if there is one. What is lost with a leader does not matter to the next: states of
