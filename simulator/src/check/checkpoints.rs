@@ -157,7 +157,8 @@ impl Facts {
                 ));
             }
             let before = self.captured_by.insert(part.task, part.attempt);
-            if before.is_some_and(|before| before > part.attempt) {
+            // Where the last checkpoint is lost, an older attempt that still runs does no worse than going back further.
+            if before.is_some_and(|before| before > part.attempt) && !self.excused {
                 return Err(format!(
                     "holds task {} of attempt {} after {before:?}",
                     part.task, part.attempt
