@@ -451,6 +451,8 @@ async fn check_and_store(
         submitted_at_ms,
         state: tidemill_protocol::record::JobState::Active,
         restarts: 0,
+        began_from: None,
+        ended_at_ms: None,
     };
     Ok((record, checked))
 }

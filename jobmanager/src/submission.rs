@@ -187,6 +187,9 @@ fn job_options(config: &Config, submitted: &SubmitOptions) -> JobOptions {
             .retained_checkpoints
             .unwrap_or(defaults.retained_checkpoints)
             .max(1),
+        aligned_checkpoint_timeout_ms: defaults.aligned_checkpoint_timeout_ms,
+        retain_on_cancel: defaults.retain_on_cancel,
+        standby: defaults.standby,
         restart: submitted.restart.clone().unwrap_or(defaults.restart),
     }
 }

@@ -68,6 +68,8 @@ fn lost_job() -> JobRecord {
         submitted_at_ms: 0,
         state: JobState::Active,
         restarts: 0,
+        began_from: None,
+        ended_at_ms: None,
     }
 }
 
@@ -176,6 +178,7 @@ impl Bench {
             version: String::new(),
             draining: false,
             running: Vec::new(),
+            warm: Vec::new(),
         };
         let registering = SessionEvent::Registering {
             connection: ConnectionId(self.connections),

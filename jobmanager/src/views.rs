@@ -219,6 +219,7 @@ impl From<DeployTimings> for TimingsView {
             module_us,
             fetch_us,
             restore_us,
+            ..
         } = timings;
         Self {
             module_us,

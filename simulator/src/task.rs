@@ -181,7 +181,7 @@ impl World {
     ) {
         let now = self.local(node);
         let actions = match word {
-            CheckpointWord::Announce => task.alignment.announced(now, checkpoint),
+            CheckpointWord::Announce { .. } => task.alignment.announced(now, checkpoint),
             CheckpointWord::Abort => task.alignment.aborted(now, checkpoint),
             CheckpointWord::Complete => {
                 self.commit(task, checkpoint);

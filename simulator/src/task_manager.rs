@@ -336,6 +336,7 @@ impl World {
             version: String::new(),
             draining: task_manager.draining,
             running: task_manager.worker.running(),
+            warm: Vec::new(),
         }
     }
 
@@ -382,6 +383,7 @@ impl World {
                 } => {
                     self.tell_task(node, TaskKey { job, task, attempt }, checkpoint, word);
                 }
+                WorkerAction::KeepWarm(_) => {} // (wip: standby)
                 WorkerAction::Drained => {
                     if self.task_managers[node.worker()].draining {
                         self.log(|| format!("{node}: is drained and leaves"));

@@ -50,6 +50,9 @@ impl JobSpec {
                 checkpoint_timeout_ms: 10_000,
                 tolerable_failed_checkpoints: 1_000,
                 retained_checkpoints: 2,
+                aligned_checkpoint_timeout_ms: 0,
+                retain_on_cancel: false,
+                standby: false,
                 restart: RestartStrategy::FixedDelay {
                     attempts: u32::MAX,
                     delay_ms: 100,
@@ -176,6 +179,8 @@ impl JobSpec {
             submitted_at_ms,
             state: JobState::Active,
             restarts: 0,
+            began_from: None,
+            ended_at_ms: None,
         }
     }
 }

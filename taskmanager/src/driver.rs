@@ -224,6 +224,7 @@ impl Driver {
                 self.performer
                     .word(Execution { job, task, attempt }, checkpoint, word);
             }
+            WorkerAction::KeepWarm(_) => {} // (wip: standby)
             WorkerAction::Drained => {
                 if let Some(draining) = &self.state.draining {
                     draining.drained();

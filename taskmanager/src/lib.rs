@@ -291,6 +291,7 @@ async fn build(
         version: env!("CARGO_PKG_VERSION").to_owned(),
         draining: false,
         running: Vec::new(),
+        warm: Vec::new(),
     };
     let (link_events, link) = mpsc::channel(LINK_EVENTS_MAX);
     let link_options = LinkOptions {

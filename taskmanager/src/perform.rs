@@ -7,7 +7,7 @@ use std::time::Instant;
 
 use tidemill_core::worker::CheckpointWord;
 use tidemill_protocol::control::{
-    Blame, DeployTimings, Deployment, Report, TaskFailure, TaskState,
+    Blame, DeployTimings, Deployment, ImageSource, Report, TaskFailure, TaskState,
 };
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::split::SplitRequest;
@@ -362,6 +362,14 @@ async fn prepare_task(
         module_us,
         fetch_us: micros(began.elapsed()),
         restore_us: 0,
+        source: if image.is_some() {
+            ImageSource::Store
+        } else {
+            ImageSource::None
+        },
+        restored_bytes: image
+            .as_ref()
+            .map_or(0, |(image, _)| image.memory.len() as u64),
     };
     Ok(Prepared {
         module,

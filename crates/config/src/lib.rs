@@ -26,7 +26,7 @@ pub use error::{ConfigError, Origin};
 pub use nearest::nearest;
 pub use secret::Secret;
 pub use sections::{
-    Checkpoints, Cluster, Config, Coordination, JobManager, Log, LogFormat, Restart,
+    Checkpoints, Cluster, Config, Coordination, JobManager, Log, LogFormat, Recovery, Restart,
     RestartStrategyName, TaskManager, Tls, ZooKeeper, ZooKeeperAcl,
 };
 

@@ -26,6 +26,8 @@ pub struct Config {
     pub taskmanager: TaskManager,
     /// Checkpointing of jobs that choose nothing else.
     pub checkpoints: Checkpoints,
+    /// What makes recoveries quicker.
+    pub recovery: Recovery,
     /// Restarting of jobs that choose nothing else.
     pub restart: Restart,
     /// Where certificates are.
@@ -51,6 +53,9 @@ impl Config {
             checkpoint_timeout_ms: self.checkpoints.timeout_ms,
             tolerable_failed_checkpoints: self.checkpoints.tolerable_failed,
             retained_checkpoints: self.checkpoints.retained,
+            aligned_checkpoint_timeout_ms: self.checkpoints.aligned_timeout_ms,
+            retain_on_cancel: self.checkpoints.retain_on_cancel,
+            standby: self.recovery.standby,
             restart: self.restart.strategy(),
         }
     }
@@ -213,6 +218,8 @@ pub struct TaskManager {
     pub reconnect_max_ms: u64,
     /// How long a TaskManager that is asked to stop waits until its tasks have moved, in milliseconds; 0: not at all.
     pub drain_timeout_ms: u64,
+    /// How much of the disk local images may take, in bytes; 0: none are kept.
+    pub local_image_max_bytes: u64,
     /// What all incoming channels together may hold, in bytes.
     pub exchange_memory_max_bytes: u64,
     /// What one channel may hold before its sender waits, in bytes: the QUIC stream window and the local queue's bound.
@@ -269,6 +276,20 @@ pub struct Checkpoints {
     pub tolerable_failed: u32,
     /// Completed checkpoints that are kept; at least 1.
     pub retained: u32,
+    /// How long a checkpoint waits for its barriers, in milliseconds; 0: for ever.
+    pub aligned_timeout_ms: u64,
+    /// Whether the last checkpoint of a cancelled job is kept.
+    pub retain_on_cancel: bool,
+    /// The prefix in the object store of savepoints that name no place of their own.
+    pub savepoint_dir: String,
+}
+
+/// What makes recoveries quicker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Recovery {
+    /// Whether a second TaskManager keeps the last image of each task at hand.
+    pub standby: bool,
 }
 
 /// Restarting of jobs that choose nothing else. Each strategy reads its own keys.

@@ -323,6 +323,7 @@ mod tests {
             version: String::new(),
             draining: false,
             running: Vec::new(),
+            warm: Vec::new(),
         }
     }
 

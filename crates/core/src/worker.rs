@@ -7,7 +7,9 @@ use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
 
 use crate::mutation::{self, Mutation};
-use tidemill_protocol::control::{Command, Deployment, FromLeader, RunningTask, TaskState};
+use tidemill_protocol::control::{
+    Command, Deployment, FromLeader, RunningTask, TaskState, WarmImages,
+};
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, TaskId};
 
 /// Says which attempt of which task a TaskManager runs, under which leader.
@@ -50,6 +52,8 @@ pub enum WorkerAction {
         /// What is said about it.
         word: CheckpointWord,
     },
+    /// Keep exactly these images of a job warm.
+    KeepWarm(WarmImages),
     /// Leave, if that was asked for: nothing here is needed any more.
     Drained,
     /// Answer a request for log lines.
@@ -71,7 +75,10 @@ pub enum WorkerAction {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CheckpointWord {
     /// It has begun.
-    Announce,
+    Announce {
+        /// Whoever is captured for it processes nothing more, until it is aborted or a later one begins.
+        then_pause: bool,
+    },
     /// It is published.
     Complete,
     /// It never will be.
@@ -161,7 +168,14 @@ impl Worker {
                 job,
                 attempt,
                 checkpoint,
-            } => word(job, attempt, checkpoint, CheckpointWord::Announce),
+                then_pause,
+            } => word(
+                job,
+                attempt,
+                checkpoint,
+                CheckpointWord::Announce { then_pause },
+            ),
+            Command::KeepWarm(images) => return Ok(alloc::vec![WorkerAction::KeepWarm(images)]),
             Command::CompleteCheckpoint {
                 job,
                 attempt,
@@ -311,9 +325,11 @@ mod tests {
             tasks: vec![TaskDeployment {
                 task: TASK,
                 image: None,
+                warm_at: Vec::new(),
             }],
             locations: vec![],
             restore: None,
+            aligned_checkpoint_timeout_ms: 0,
         })
     }
 

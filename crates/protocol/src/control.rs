@@ -29,7 +29,7 @@ pub struct FromLeader {
 
 impl Versioned for FromLeader {
     const KIND: [u8; 2] = *b"FL";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
     const NAME: &'static str = "message from the leader";
 }
 
@@ -69,6 +69,9 @@ pub enum Command {
         attempt: AttemptId,
         /// Which.
         checkpoint: CheckpointId,
+        /// The job is to stop at it: whoever has been captured for it processes nothing more, until it is aborted or a
+        /// later one begins.
+        then_pause: bool,
     },
     /// The checkpoint is published: commit everything prepared at barriers up to it, and answer `Committed`.
     CompleteCheckpoint {
@@ -88,6 +91,8 @@ pub enum Command {
         /// Which.
         checkpoint: CheckpointId,
     },
+    /// Keep the images of exactly these tasks of a job warm, and nothing else of it.
+    KeepWarm(WarmImages),
     /// The answer to [`ToLeader::Draining`]: nothing runs there that is still needed, so the TaskManager may leave.
     Drained,
     /// Send log lines of a task.
@@ -126,6 +131,9 @@ pub struct Deployment {
     pub locations: Vec<TaskLocation>,
     /// The checkpoint to which this attempt goes back; `None` from the beginning. Its pending commits are replayed.
     pub restore: Option<CheckpointId>,
+    /// How long after its announcement a checkpoint waits for barriers before the frames in front of them become part
+    /// of it, in milliseconds; 0 waits for ever.
+    pub aligned_checkpoint_timeout_ms: u64,
 }
 
 /// One task to run.
@@ -135,6 +143,21 @@ pub struct TaskDeployment {
     pub task: TaskId,
     /// Its manifest in the checkpoint; `None` to begin anew.
     pub image: Option<ObjectRef>,
+    /// Where other TaskManagers are reached that keep this image warm, each `host:port`.
+    pub warm_at: Vec<String>,
+}
+
+/// Images that a TaskManager is to keep at hand for tasks that run elsewhere.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmImages {
+    /// Whose tasks.
+    pub job: JobId,
+    /// The module that they run, to be compiled ahead.
+    pub module: ModuleHash,
+    /// The published checkpoint that the images are of.
+    pub checkpoint: CheckpointId,
+    /// Each task with its manifest; none: forget the job.
+    pub images: Vec<(TaskId, ObjectRef)>,
 }
 
 /// Where a task runs.
@@ -201,6 +224,8 @@ pub enum ToLeader {
         /// For people.
         reason: String,
     },
+    /// The images of [`Command::KeepWarm`] are there, or not: those that could not be read are missing.
+    Warm(Vec<WarmTask>),
     /// The TaskManager wants to leave: its tasks are to go on elsewhere, from a checkpoint taken for that. Answered by
     /// [`Command::Drained`] when they do.
     Draining,
@@ -220,7 +245,7 @@ pub enum ToLeader {
 
 impl Versioned for ToLeader {
     const KIND: [u8; 2] = *b"TL";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
     const NAME: &'static str = "message to the leader";
 }
 
@@ -243,6 +268,19 @@ pub struct Registration {
     pub draining: bool,
     /// What it runs already: a JobManager that comes back adopts it.
     pub running: Vec<RunningTask>,
+    /// The tasks whose images it keeps warm for others.
+    pub warm: Vec<WarmTask>,
+}
+
+/// A task whose image a TaskManager keeps warm.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct WarmTask {
+    /// Whose.
+    pub job: JobId,
+    /// Which task.
+    pub task: TaskId,
+    /// The newest checkpoint whose image is there whole.
+    pub checkpoint: CheckpointId,
 }
 
 /// A task that survived a JobManager.
@@ -291,6 +329,28 @@ pub struct DeployTimings {
     pub fetch_us: u64,
     /// Making the instance and laying the image over it.
     pub restore_us: u64,
+    /// Where the image came from.
+    pub source: ImageSource,
+    /// Bytes of memory that had to be written before the task could run; the rest is there, or follows when touched.
+    pub restored_bytes: u64,
+}
+
+/// Where the image of a restored task came from, the dearest last.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub enum ImageSource {
+    /// Nowhere: the task began anew.
+    #[default]
+    None,
+    /// Its own memory, in which what had changed was put back.
+    Memory,
+    /// An image file on the TaskManager.
+    Local,
+    /// Another TaskManager.
+    Peer,
+    /// The object store.
+    Store,
 }
 
 /// Why a task failed.
@@ -349,8 +409,14 @@ pub struct CaptureStats {
     pub upload_us: u64,
     /// The image's size.
     pub image_bytes: u64,
+    /// The pages that the capture held, uncompressed.
+    pub dirty_bytes: u64,
     /// What was written to the store.
     pub written_bytes: u64,
+    /// Frames that became part of the checkpoint because their barriers came late.
+    pub channel_bytes: u64,
+    /// The task did not wait for every barrier.
+    pub unaligned: bool,
 }
 
 /// What tasks have done so far.

@@ -16,6 +16,23 @@ pub struct Image {
     pub tables: Vec<Vec<Option<u32>>>,
     /// The host's part, opaque here: positions, pending commits, ended channels.
     pub host_state: Vec<u8>,
+    /// Frames that were taken from channels before their barriers came, opaque here.
+    pub channel_state: Vec<u8>,
+}
+
+/// An image without the bytes of its memory, which may be elsewhere or come later.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ImageHead {
+    /// The linear memory's size in bytes, a multiple of [`PAGE_BYTES`]; 0 for a native task.
+    pub memory_bytes: u64,
+    /// As in [`Image::globals`].
+    pub globals: Vec<GlobalValue>,
+    /// As in [`Image::tables`].
+    pub tables: Vec<Vec<Option<u32>>>,
+    /// As in [`Image::host_state`].
+    pub host_state: Vec<u8>,
+    /// As in [`Image::channel_state`].
+    pub channel_state: Vec<u8>,
 }
 
 /// The size of the pages in which memories are captured and stored, in bytes. Part of the format, whatever the
@@ -64,6 +81,8 @@ pub struct StoredCapture {
     pub tables: Vec<Vec<Option<u32>>>,
     /// The host's part, as in [`Image::host_state`].
     pub host_state: Vec<u8>,
+    /// As in [`Image::channel_state`].
+    pub channel_state: Vec<u8>,
 }
 
 impl From<Image> for StoredCapture {
@@ -89,6 +108,7 @@ impl From<Image> for StoredCapture {
             globals: image.globals,
             tables: image.tables,
             host_state: image.host_state,
+            channel_state: image.channel_state,
         }
     }
 }

@@ -31,5 +31,5 @@ pub use ids::{
     AttemptId, CheckpointId, Epoch, Incarnation, JobId, ModuleHash, ParseIdError, TaskId,
     TaskManagerId,
 };
-pub use image::Image;
+pub use image::{Image, ImageHead};
 pub use manifest::Manifest;

@@ -1,6 +1,7 @@
 //! What the object store keeps of a checkpoint: a segment per capture, a manifest per task, one metadata object per
 //! checkpoint. Keys are relative to the store's root. Nothing here is reachable until a pointer names it.
 
+use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
 use serde::{Deserialize, Serialize};
@@ -43,7 +44,7 @@ pub struct Manifest {
     pub tables: Vec<Vec<Option<u32>>>,
     /// The host's part.
     pub host_state: Vec<u8>,
-    /// In-flight frames of channels that were not aligned; empty for aligned checkpoints.
+    /// As in [`crate::Image::channel_state`]; empty for aligned checkpoints.
     pub channel_state: Vec<u8>,
 }
 
@@ -113,4 +114,36 @@ pub struct TaskImageRef {
     pub manifest: ObjectRef,
     /// The task had finished before the checkpoint began; it restores as finished.
     pub finished: bool,
+}
+
+/// A savepoint: a checkpoint that a user owns. The object `savepoint` in its directory; every key in it, and in the
+/// manifests that it names, is relative to that directory, which can be moved or copied whole.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Savepoint {
+    /// The job that it was taken of.
+    pub job: JobId,
+    /// That job's name.
+    pub job_name: String,
+    /// Its parameters.
+    pub parameters: BTreeMap<String, String>,
+    /// Tasks of each stage that did not fix its own.
+    pub parallelism: u32,
+    /// The number of key groups.
+    pub max_parallelism: u32,
+    /// The module, which is part of the savepoint.
+    pub module: ObjectRef,
+    /// The graph, which is part of the savepoint.
+    pub graph: ObjectRef,
+    /// The checkpoint that it is a copy of.
+    pub metadata: CheckpointMetadata,
+    /// When it was complete, in milliseconds since the Unix epoch.
+    pub created_at_ms: u64,
+    /// The release that wrote it, for people.
+    pub version: String,
+}
+
+impl Versioned for Savepoint {
+    const KIND: [u8; 2] = *b"SP";
+    const VERSION: u16 = 1;
+    const NAME: &'static str = "savepoint";
 }

@@ -33,11 +33,15 @@ pub struct JobRecord {
     pub state: JobState,
     /// Restarts so far, by its restart strategy's count.
     pub restarts: u32,
+    /// The savepoint or retained checkpoint that it began from, as the user named it.
+    pub began_from: Option<String>,
+    /// When it ended, in milliseconds since the Unix epoch.
+    pub ended_at_ms: Option<u64>,
 }
 
 impl Versioned for JobRecord {
     const KIND: [u8; 2] = *b"JR";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const NAME: &'static str = "job record";
 }
 
@@ -56,6 +60,13 @@ pub struct JobOptions {
     pub tolerable_failed_checkpoints: u32,
     /// Completed checkpoints that are kept; at least 1.
     pub retained_checkpoints: u32,
+    /// How long a checkpoint waits for barriers before the frames in front of them become part of it, in milliseconds;
+    /// 0 waits for ever.
+    pub aligned_checkpoint_timeout_ms: u64,
+    /// The last checkpoint stays when a user cancels the job.
+    pub retain_on_cancel: bool,
+    /// A second TaskManager keeps each task's last image at hand.
+    pub standby: bool,
     /// What a failure of a task leads to.
     pub restart: RestartStrategy,
 }

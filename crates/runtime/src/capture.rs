@@ -124,6 +124,7 @@ impl Capture {
             globals: self.globals,
             tables: self.tables,
             host_state: Vec::new(),
+            channel_state: Vec::new(),
         }
     }
 

@@ -202,6 +202,7 @@ impl<H: GuestHost> Instance<H> {
             globals,
             tables,
             host_state: Vec::new(),
+            channel_state: Vec::new(),
         })
     }
 

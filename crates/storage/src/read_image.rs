@@ -44,6 +44,7 @@ impl Store {
             globals: resolved.manifest.globals,
             tables: resolved.manifest.tables,
             host_state: resolved.manifest.host_state,
+            channel_state: resolved.manifest.channel_state,
         };
         Ok((image, chain))
     }

@@ -100,7 +100,7 @@ impl Store {
                     globals: capture.globals.clone(),
                     tables: capture.tables.clone(),
                     host_state: capture.host_state.clone(),
-                    channel_state: Vec::new(),
+                    channel_state: capture.channel_state.clone(),
                 })
             }
         });

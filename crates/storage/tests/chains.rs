@@ -48,6 +48,7 @@ impl Memory {
         let mut capture = StoredCapture {
             memory_bytes: self.bytes.len() as u64,
             host_state: b"position".to_vec(),
+            channel_state: Vec::new(),
             ..StoredCapture::default()
         };
         for (page, dirty) in self.dirty.iter_mut().enumerate() {

@@ -123,6 +123,7 @@ async fn an_image_that_an_older_build_wrote_can_be_read() {
         globals: manifest().globals,
         tables: manifest().tables,
         host_state: b"host".to_vec(),
+        channel_state: vec![],
     };
     assert!(image == expected);
 }

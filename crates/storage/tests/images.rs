@@ -328,6 +328,7 @@ fn any_image() -> impl Strategy<Value = Image> {
                 globals: vec![],
                 tables: vec![table],
                 host_state,
+                channel_state: Vec::new(),
             }
         })
 }

@@ -244,6 +244,7 @@ async fn store_capture(
         attempt,
         checkpoint,
     };
+    let dirty_bytes = capture.bytes.len() as u64;
     let capture = Arc::new(capture);
     let written = match store.write_capture(id, &capture, &mut chain).await {
         Ok(written) => written,
@@ -277,7 +278,10 @@ async fn store_capture(
             pause_us: micros(pause),
             upload_us: micros(began.elapsed()),
             image_bytes: written.image_bytes,
+            dirty_bytes,
             written_bytes: written.written_bytes,
+            channel_bytes: 0,
+            unaligned: false,
         },
     })
 }

@@ -337,7 +337,7 @@ impl<B: Body> Runner<B> {
     ) -> Result<(), TaskFailure> {
         let now = self.core_time();
         let actions = match word {
-            CheckpointWord::Announce => self.alignment.announced(now, checkpoint),
+            CheckpointWord::Announce { .. } => self.alignment.announced(now, checkpoint),
             CheckpointWord::Abort => {
                 self.capturing.abandon(checkpoint);
                 self.alignment.aborted(now, checkpoint)

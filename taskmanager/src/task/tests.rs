@@ -369,6 +369,7 @@ fn wire_all(
         tasks: Vec::new(),
         locations: locations.collect(),
         restore: None,
+        aligned_checkpoint_timeout_ms: 0,
     };
     let limits = QueueLimits {
         queue_bytes,
@@ -380,7 +381,11 @@ fn wire_all(
     for node in nodes {
         let here = graph.tasks().filter(|task| node_of(*task).id == node.id);
         let tasks = here
-            .map(|task| TaskDeployment { task, image: None })
+            .map(|task| TaskDeployment {
+                task,
+                image: None,
+                warm_at: Vec::new(),
+            })
             .collect();
         let share = Deployment {
             tasks,
@@ -520,7 +525,7 @@ impl Job {
             for handle in self.handles.values() {
                 handle.tell(TaskCommand::Checkpoint(
                     checkpoint,
-                    CheckpointWord::Announce,
+                    CheckpointWord::Announce { then_pause: false },
                 ));
             }
             let mut cut = BTreeMap::new();

@@ -83,6 +83,7 @@ fn start(drain_timeout: Duration) -> Subject {
             version: String::new(),
             draining: false,
             running: Vec::new(),
+            warm: Vec::new(),
         },
         link: link_events,
         tasks: task_events,
@@ -126,6 +127,7 @@ fn deployment() -> Command {
         tasks: vec![TaskDeployment {
             task: TASK,
             image: None,
+            warm_at: Vec::new(),
         }],
         locations: vec![TaskLocation {
             task: TASK,
@@ -133,6 +135,7 @@ fn deployment() -> Command {
             address: "127.0.0.1:1".to_owned(),
         }],
         restore: None,
+        aligned_checkpoint_timeout_ms: 0,
     })
 }
 

@@ -32,6 +32,7 @@ fn registration() -> Registration {
         version: String::new(),
         draining: false,
         running: Vec::new(),
+        warm: Vec::new(),
     }
 }
 

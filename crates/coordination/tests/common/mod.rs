@@ -42,6 +42,9 @@ pub(crate) fn job(number: u8) -> JobRecord {
             checkpoint_timeout_ms: 600_000,
             tolerable_failed_checkpoints: 3,
             retained_checkpoints: 2,
+            aligned_checkpoint_timeout_ms: 0,
+            retain_on_cancel: false,
+            standby: false,
             restart: RestartStrategy::FixedDelay {
                 attempts: 10,
                 delay_ms: 100,
@@ -50,6 +53,8 @@ pub(crate) fn job(number: u8) -> JobRecord {
         submitted_at_ms: 1_790_000_000_000,
         state: JobState::Active,
         restarts: 1,
+        began_from: None,
+        ended_at_ms: None,
     }
 }
 

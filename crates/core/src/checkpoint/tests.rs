@@ -46,11 +46,16 @@ fn record() -> JobRecord {
             checkpoint_timeout_ms: 10_000,
             tolerable_failed_checkpoints: 1,
             retained_checkpoints: 2,
+            aligned_checkpoint_timeout_ms: 0,
+            retain_on_cancel: false,
+            standby: false,
             restart: RestartStrategy::None,
         },
         submitted_at_ms: 0,
         state: JobState::Active,
         restarts: 0,
+        began_from: None,
+        ended_at_ms: None,
     }
 }
 

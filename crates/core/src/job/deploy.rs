@@ -199,6 +199,7 @@ impl Job {
             let image = |task| TaskDeployment {
                 task,
                 image: images.get(&task).cloned(),
+                warm_at: Vec::new(),
             };
             let deployment = Deployment {
                 job: self.record.id,
@@ -210,6 +211,7 @@ impl Job {
                 tasks: tasks.into_iter().map(image).collect(),
                 locations: locations.clone(),
                 restore,
+                aligned_checkpoint_timeout_ms: self.record.options.aligned_checkpoint_timeout_ms,
             };
             self.send(&host, Command::Deploy(deployment));
         }
@@ -253,6 +255,8 @@ impl Job {
             module_us: longest.module_us.max(task.module_us),
             fetch_us: longest.fetch_us.max(task.fetch_us),
             restore_us: longest.restore_us.max(task.restore_us),
+            source: longest.source.max(task.source),
+            restored_bytes: longest.restored_bytes.max(task.restored_bytes),
         });
         let Some(recovery) = self.history.open(region) else {
             return;
@@ -262,6 +266,8 @@ impl Job {
         all.module_us = all.module_us.max(longest.module_us);
         all.fetch_us = all.fetch_us.max(longest.fetch_us);
         all.restore_us = all.restore_us.max(longest.restore_us);
+        all.source = all.source.max(longest.source);
+        all.restored_bytes = all.restored_bytes.max(longest.restored_bytes);
         if recovery.open.is_empty() {
             recovery.running_at = Some(now);
             let (after, timings) = (now.since(recovery.detected_at), recovery.timings);

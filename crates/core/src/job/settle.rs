@@ -95,6 +95,7 @@ impl Job {
             match action {
                 checkpoint::Action::Trigger(checkpoint) => {
                     self.announce(|job, attempt| Command::TriggerCheckpoint {
+                        then_pause: false,
                         job,
                         attempt,
                         checkpoint,

@@ -117,6 +117,7 @@ impl Leader {
         match message {
             // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
             ToLeader::Register(_) | ToLeader::Follow(_) | ToLeader::Logs { .. } => {}
+            ToLeader::Warm(_) => {} // (wip: standby)
             ToLeader::Draining => self.wants_to_go(&from),
             ToLeader::TaskState {
                 job,

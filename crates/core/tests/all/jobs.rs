@@ -55,6 +55,9 @@ pub(crate) fn record(id: JobId) -> JobRecord {
             checkpoint_timeout_ms: 10_000,
             tolerable_failed_checkpoints: 2,
             retained_checkpoints: 2,
+            aligned_checkpoint_timeout_ms: 0,
+            retain_on_cancel: false,
+            standby: false,
             restart: RestartStrategy::FixedDelay {
                 attempts: u32::MAX,
                 delay_ms: 100,
@@ -63,5 +66,7 @@ pub(crate) fn record(id: JobId) -> JobRecord {
         submitted_at_ms: u64::from(id.0[0]),
         state: JobState::Active,
         restarts: 0,
+        began_from: None,
+        ended_at_ms: None,
     }
 }

@@ -91,6 +91,7 @@ impl TaskManager {
             version: String::new(),
             draining: self.draining,
             running: self.worker.running(),
+            warm: Vec::new(),
         }
     }
 
@@ -115,6 +116,7 @@ impl TaskManager {
         let actions = self.worker.handle(message)?;
         for action in actions {
             match action {
+                WorkerAction::KeepWarm(_) => {}
                 WorkerAction::Stop { job, task, .. } => {
                     self.tasks.remove(&(job, task));
                 }
@@ -186,6 +188,7 @@ impl TaskManager {
             module_us: 3,
             fetch_us: 2,
             restore_us: 1,
+            ..DeployTimings::default()
         };
         self.changed(job, task, attempt, TaskState::Running { timings })
     }
@@ -237,11 +240,11 @@ impl TaskManager {
     ) -> Option<ToLeader> {
         let execution = self.tasks.get_mut(&(job, task))?;
         assert_eq!(execution.attempt, attempt);
-        if word == CheckpointWord::Announce && !behaviour.captures_stall {
+        if matches!(word, CheckpointWord::Announce { .. }) && !behaviour.captures_stall {
             execution.past.push(checkpoint);
         }
         match word {
-            CheckpointWord::Announce if !behaviour.captures_stall => Some(
+            CheckpointWord::Announce { .. } if !behaviour.captures_stall => Some(
                 ToLeader::CheckpointAcknowledged(CheckpointAcknowledgement {
                     job,
                     attempt,
@@ -271,7 +274,7 @@ impl TaskManager {
                 self.aborted.push((job, checkpoint));
                 None
             }
-            CheckpointWord::Announce => None,
+            CheckpointWord::Announce { .. } => None,
         }
     }
 }

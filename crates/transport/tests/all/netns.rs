@@ -236,6 +236,7 @@ pub(crate) async fn work(directory: &str, address: &str, leader: &str) {
         version: "test".into(),
         draining: false,
         running: vec![],
+        warm: Vec::new(),
     };
     to_leader
         .send(&ToLeader::Register(registration))

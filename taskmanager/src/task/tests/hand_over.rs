@@ -184,6 +184,7 @@ impl World {
             tasks: Vec::new(),
             locations: Vec::new(),
             restore: None,
+            aligned_checkpoint_timeout_ms: 0,
         };
         let (producers, incoming): (Vec<_>, Vec<_>) = graph
             .channels()
