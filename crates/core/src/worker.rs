@@ -454,6 +454,7 @@ mod tests {
             job: JOB,
             attempt,
             checkpoint,
+            then_pause: false,
         };
         assert_eq!(worker.handle(say(1, trigger(attempt(1)))), Ok(vec![]));
         assert_eq!(
