@@ -19,7 +19,10 @@ use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobOption
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 
 pub use self::event::{Action, Event};
-pub use self::history::{CheckpointRecord, HISTORY_MAX, History, Outcome};
+pub use self::history::{
+    CAPTURES_MAX, CheckpointRecord, DETAILED_MAX, HISTORY_MAX, History, Outcome, TaskCapture,
+    Totals,
+};
 use crate::mutation::{self, Mutation};
 use crate::time::{Duration, Time, Timers};
 
@@ -162,7 +165,7 @@ impl Coordinator {
                 self.schedule(now);
             }
             Event::TasksLost { reason } => self.tasks_lost(now, reason),
-            Event::Acknowledged(acknowledgement) => self.acknowledged(acknowledgement),
+            Event::Acknowledged(acknowledgement) => self.acknowledged(now, acknowledgement),
             Event::Declined {
                 attempt,
                 task,
@@ -411,7 +414,7 @@ impl Coordinator {
                 .is_some_and(|current| current.id == checkpoint)
     }
 
-    fn acknowledged(&mut self, acknowledgement: CheckpointAcknowledgement) {
+    fn acknowledged(&mut self, now: Time, acknowledgement: CheckpointAcknowledgement) {
         let (checkpoint, task) = (acknowledgement.checkpoint, acknowledgement.task);
         if !self.awaits(checkpoint, task, acknowledgement.attempt) {
             return;
@@ -422,9 +425,7 @@ impl Coordinator {
         let Step::Collecting(acks) = &mut current.step else {
             return;
         };
-        if let Some(record) = self.history.current() {
-            record.add(&acknowledgement.stats);
-        }
+        self.history.acknowledged(now, &acknowledgement);
         acks.insert(task, acknowledgement);
         let missing = usize::from(mutation::is(Mutation::AcknowledgementMissing));
         if acks.len() + missing < current.participants.len() {

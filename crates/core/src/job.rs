@@ -28,7 +28,7 @@ use tidemill_protocol::{
 pub use self::deploy::Resources;
 use self::ending::terminal_phase;
 pub use self::event::{Action, Event};
-pub use self::history::{JobHistory, NOTES_MAX, Note, RECOVERIES_MAX, Recovery};
+pub use self::history::{JobHistory, NOTES_MAX, Note, RECOVERIES_MAX, Recovery, Restored};
 pub use self::phase::Phase;
 use crate::checkpoint::Coordinator;
 use crate::graph::regions;

@@ -258,6 +258,9 @@ impl Job {
             source: longest.source.max(task.source),
             restored_bytes: longest.restored_bytes.max(task.restored_bytes),
         });
+        let timings = self.region_tasks[region].iter();
+        let timings = timings.map(|task| &self.tasks[task].timings);
+        self.history.restored_from(region, timings);
         let Some(recovery) = self.history.open(region) else {
             return;
         };

@@ -1,6 +1,6 @@
 //! What a job does about failures: which regions go down, whether the restart strategy lets them start again, and when.
 
-use alloc::collections::BTreeSet;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::{String, ToString};
 use alloc::vec::Vec;
@@ -297,6 +297,7 @@ impl Job {
             tasks_lost,
             tasks_restarted,
             timings: DeployTimings::default(),
+            sources: BTreeMap::new(),
             open,
         });
     }

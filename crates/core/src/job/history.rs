@@ -1,10 +1,10 @@
 //! What happened to a job, for people: notes as they happen, and a record of each recovery. Nothing is ever decided by it.
 
-use alloc::collections::{BTreeSet, VecDeque};
+use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
-use tidemill_protocol::control::{DeployTimings, TaskFailure};
+use tidemill_protocol::control::{DeployTimings, ImageSource, TaskFailure};
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
 use super::Phase;
@@ -274,13 +274,33 @@ pub struct Recovery {
     pub tasks_restarted: usize,
     /// The longest of the tasks' steps.
     pub timings: DeployTimings,
+    /// Where the tasks' images came from.
+    pub sources: BTreeMap<ImageSource, Restored>,
     /// The regions that have not been seen running since.
     pub(super) open: BTreeSet<usize>,
+}
+
+/// What was restored from one kind of source.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Restored {
+    /// So many tasks.
+    pub tasks: u64,
+    /// Bytes of memory that were written before they could run.
+    pub bytes: u64,
+}
+
+impl Restored {
+    fn add(&mut self, bytes: u64) {
+        self.tasks += 1;
+        self.bytes = self.bytes.saturating_add(bytes);
+    }
 }
 
 /// The last recoveries and notes of a job, oldest first.
 #[derive(Clone, Debug, Default)]
 pub struct JobHistory {
+    restored: BTreeMap<ImageSource, Restored>,
+    recovered: u64,
     pub(super) recoveries: VecDeque<Recovery>,
     notes: VecDeque<(Time, Note)>,
 }
@@ -296,7 +316,37 @@ impl JobHistory {
         self.notes.iter()
     }
 
+    /// Where images came from in all recoveries since this leader has known the job.
+    #[must_use]
+    pub fn restored(&self) -> &BTreeMap<ImageSource, Restored> {
+        &self.restored
+    }
+
+    /// How many recoveries have begun since this leader has known the job.
+    #[must_use]
+    pub fn recovered(&self) -> u64 {
+        self.recovered
+    }
+
+    /// The tasks of a region in recovery run again.
+    pub(super) fn restored_from<'a>(
+        &mut self,
+        region: usize,
+        tasks: impl Iterator<Item = &'a DeployTimings>,
+    ) {
+        let mut newest_first = self.recoveries.iter_mut().rev();
+        let Some(recovery) = newest_first.find(|recovery| recovery.open.contains(&region)) else {
+            return;
+        };
+        for task in tasks {
+            for all in [&mut recovery.sources, &mut self.restored] {
+                all.entry(task.source).or_default().add(task.restored_bytes);
+            }
+        }
+    }
+
     pub(super) fn begin(&mut self, recovery: Recovery) {
+        self.recovered += 1;
         if self.recoveries.len() == RECOVERIES_MAX {
             self.recoveries.pop_front();
         }
