@@ -3,7 +3,10 @@
 //!
 //! * `count-gen`: a key of 100,000 and 100 bytes, partitioned by key, counted, discarded;
 //! * `pass`: 100 bytes of text, parsed, scaled, filtered, discarded;
-//! * `pass-rebalance`: the same with an exchange before the parsing.
+//! * `pass-rebalance`: the same with an exchange before the parsing;
+//! * `state`: a large table in each task, of which so much is written each second (see [`state`]).
+
+pub mod state;
 
 use core::hint::black_box;
 
@@ -23,16 +26,18 @@ enum Kind {
     CountGen,
     Pass,
     PassRebalance,
+    State,
 }
 
 /// Runs the stream named by `job`; `count` records in all, 0 for no end.
 #[tidemill::job]
-pub fn bench(job: &mut Job) {
+pub fn bench(job: &mut Job) -> Result<(), &'static str> {
     let count: u64 = job.param("count").default(0);
     let kinds = [
         ("count-gen", Kind::CountGen),
         ("pass", Kind::Pass),
         ("pass-rebalance", Kind::PassRebalance),
+        ("state", Kind::State),
     ];
     match job.param("job").choice("count-gen", &kinds) {
         Kind::CountGen => {
@@ -49,7 +54,9 @@ pub fn bench(job: &mut Job) {
         Kind::PassRebalance => {
             parse_and_filter(job.source(Numbered::new(count, line())).rebalance())
         }
+        Kind::State => state::describe(job)?,
     }
+    Ok(())
 }
 
 fn parse_and_filter(lines: Stream<impl Chain<Out = Line>>) {

@@ -1,5 +1,6 @@
 //! The streams against the letter of their definition, and the jobs from end to end.
 
+use bench::state::{Row, checksum};
 use bench::{bench, keyed, line, mix, parse};
 use tidemill::ByteArray;
 use tidemill::testing::TestRun;
@@ -61,5 +62,28 @@ fn every_record_is_made_and_counted_once() {
         let expected = if job == "count-gen" { 20_000 } else { passed };
         assert_eq!(counts.last().map(|last| last.1), Some(expected));
         assert_eq!(expected, out);
+    }
+}
+
+#[test]
+fn a_task_with_a_table_ends_with_the_checksum_of_its_writes() {
+    for exchange in ["no", "yes"] {
+        let run = TestRun::new(bench)
+            .parameter("job", "state")
+            .parameter("mib", 1)
+            .parameter("writes", 100_000)
+            .parameter("count", 1_000)
+            .parameter("exchange", exchange)
+            .parameter("output", "rows");
+        let outputs = run.parallelism(2).run().expect("runs");
+        let rows: Vec<Row> = outputs.json("rows");
+        assert_eq!(rows.len(), 2 * 1_001);
+        for subtask in 0..2 {
+            let mut of_task: Vec<&Row> = rows.iter().filter(|row| row.subtask == subtask).collect();
+            of_task.sort_unstable();
+            assert!((0..=1_000).eq(of_task.iter().map(|row| row.n)));
+            let last = of_task[1_000];
+            assert_eq!(last.checksum, Some(checksum(1, last.writes)));
+        }
     }
 }
