@@ -148,7 +148,7 @@ impl Table {
     #[inline]
     fn look_up(&self, n: u64) -> u64 {
         let hash = mix(n);
-        let page = (hash >> 32) * self.size >> 32;
+        let page = ((hash >> 32) * self.size) >> 32;
         self.pages[page as usize].0[hash as usize % WORDS]
     }
 
