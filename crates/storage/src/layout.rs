@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 
-use tidemill_protocol::image::PAGE_BYTES;
+use tidemill_protocol::image::{PAGE_BYTES, PageRun};
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, ObjectRef};
 
 /// A segment of which less than this share is still part of the image, in percent, is to be written again.
@@ -30,22 +30,6 @@ struct Placed {
     block: BlockRef,
     /// How many of its pages are the newest.
     owned: u32,
-}
-
-/// What there is to decode out of one segment.
-#[derive(Debug)]
-pub(crate) struct SegmentPlan {
-    pub(crate) segment: ObjectRef,
-    /// In order of their offset, without overlap.
-    pub(crate) blocks: Vec<PlannedBlock>,
-}
-
-/// One block to decode.
-#[derive(Clone, Debug)]
-pub(crate) struct PlannedBlock {
-    pub(crate) block: BlockRef,
-    /// Which of its pages are part of the image; all, when it is empty.
-    pub(crate) pieces: Vec<Range<u32>>,
 }
 
 impl Layout {
@@ -170,48 +154,72 @@ impl Layout {
         runs_where(self.owners.iter().map(wanted), 0)
     }
 
-    /// What is to be read, segment by segment.
-    ///
-    /// # Errors
-    /// When blocks overlap in a segment, as none that was written does.
-    pub(crate) fn plan(&self) -> Result<Vec<SegmentPlan>, String> {
-        let mut plans: Vec<SegmentPlan> = self
+    /// Where the pages are that are not zero, each run within one block.
+    pub(crate) fn pieces(&self) -> Vec<PageRun> {
+        let mut pieces: Vec<PageRun> = Vec::new();
+        let mut before = ZERO;
+        for (page, owner) in self.owners.iter().enumerate() {
+            if *owner != ZERO {
+                match pieces.last_mut() {
+                    Some(piece) if *owner == before => piece.pages += 1,
+                    _ => pieces.push(PageRun {
+                        first: index(page),
+                        pages: 1,
+                        zero: false,
+                    }),
+                }
+            }
+            before = *owner;
+        }
+        pieces
+    }
+
+    /// The block that a page is in; its segment is for [`Layout::segment`]. `None` when the page is zero.
+    pub(crate) fn block_of(&self, page: u32) -> Option<&BlockRef> {
+        let owner = *self.owners.get(page as usize)?;
+        (owner != ZERO).then(|| &self.blocks[owner as usize].block)
+    }
+
+    pub(crate) fn segment(&self, number: u32) -> &ObjectRef {
+        &self.segments[number as usize]
+    }
+
+    /// The pages that are in another place than in `older`, and all beyond its end, ascending.
+    pub(crate) fn changed_since(&self, older: &Self) -> Vec<PageRun> {
+        let same_segment: Vec<Option<u32>> = older
             .segments
             .iter()
-            .map(|segment| SegmentPlan {
-                segment: segment.clone(),
-                blocks: Vec::new(),
+            .map(|segment| {
+                let here = self.segments.iter().rposition(|known| known == segment);
+                here.map(index)
             })
             .collect();
-        for (number, placed) in self.blocks.iter().enumerate() {
-            let (block, owner) = (placed.block, index(number));
-            if placed.owned == 0 {
+        let same_block = |owner: u32, before: u32| {
+            if owner == ZERO || before == ZERO {
+                return owner == before;
+            }
+            let block = &self.blocks[owner as usize].block;
+            let before = &older.blocks[before as usize].block;
+            same_segment[before.segment as usize] == Some(block.segment)
+                && (block.offset, block.first_page) == (before.offset, before.first_page)
+        };
+        let mut changed: Vec<PageRun> = Vec::new();
+        for (page, owner) in self.owners.iter().enumerate() {
+            let before = older.owners.get(page);
+            if before.is_some_and(|before| same_block(*owner, *before)) {
                 continue;
             }
-            let pieces = if placed.owned == block.pages {
-                Vec::new()
-            } else {
-                let pages = block.first_page as usize..block.end_page() as usize;
-                let owned = self.owners[pages].iter().map(|known| *known == owner);
-                runs_where(owned, block.first_page)
-            };
-            plans[block.segment as usize]
-                .blocks
-                .push(PlannedBlock { block, pieces });
-        }
-        plans.retain(|plan| !plan.blocks.is_empty());
-        for plan in &mut plans {
-            plan.blocks.sort_by_key(|planned| planned.block.offset);
-            let overlap = plan.blocks.windows(2).any(|pair| {
-                let (one, next) = (&pair[0].block, &pair[1].block);
-                one.offset + u64::from(one.len) > next.offset
-            });
-            if overlap {
-                let key = &plan.segment.key;
-                return Err(format!("blocks overlap in segment `{key}`"));
+            let zero = *owner == ZERO;
+            match changed.last_mut() {
+                Some(run) if run.end() == page && run.zero == zero => run.pages += 1,
+                _ => changed.push(PageRun {
+                    first: index(page),
+                    pages: 1,
+                    zero,
+                }),
             }
         }
-        Ok(plans)
+        changed
     }
 }
 
@@ -280,17 +288,47 @@ mod tests {
         layout.lay_over(MEMORY, vec![segment("base", 200)], &base);
         let delta = [block(4, 2, 0, 10), block(16, 16, 10, 90), block(8, 1, 0, 0)];
         layout.lay_over(MEMORY, vec![segment("delta", 100)], &delta);
-        let plan = layout.plan().unwrap();
-        let of = |key: &str| plan.iter().find(|plan| plan.segment.key == key).unwrap();
-        let base = &of("base").blocks;
-        assert_eq!(base.len(), 1, "the second block is overlaid whole");
-        assert_eq!(base[0].pieces, [0..4, 6..8, 9..16]);
-        assert!(
-            of("delta")
-                .blocks
-                .iter()
-                .all(|block| block.pieces.is_empty())
-        );
+        let pieces: Vec<_> = layout
+            .pieces()
+            .iter()
+            .map(|piece| {
+                let block = layout.block_of(piece.first).unwrap();
+                let segment = layout.segment(block.segment).key.as_str();
+                (piece.first..piece.end() as u32, segment, block.offset)
+            })
+            .collect();
+        let expected = [
+            (0..4, "base", 0),
+            (4..6, "delta", 0),
+            (6..8, "base", 0),
+            (9..16, "base", 0),
+            (16..32, "delta", 10),
+        ];
+        assert_eq!(pieces, expected);
+        assert!(layout.block_of(8).is_none(), "it has become zero");
+        assert!(layout.block_of(64).is_none(), "there is no such page");
+    }
+
+    #[test]
+    fn what_changed_is_what_lies_elsewhere_now() {
+        let mut older = Layout::default();
+        let base = [block(0, 16, 0, 100), block(16, 16, 100, 100)];
+        older.lay_over(MEMORY, vec![segment("base", 200)], &base);
+        assert_eq!(older.changed_since(&older.clone()), []);
+
+        let mut newer = older.clone();
+        let delta = [block(4, 2, 0, 10), block(6, 1, 0, 0), block(40, 1, 10, 10)];
+        newer.lay_over(MEMORY + 4096, vec![segment("delta", 100)], &delta);
+        // However the list is put together: places are compared, not numbers.
+        newer.compact();
+        let run = |first, pages, zero| PageRun { first, pages, zero };
+        let expected = [
+            run(4, 2, false),
+            run(6, 1, true),
+            run(40, 1, false),
+            run(64, 1, true),
+        ];
+        assert_eq!(newer.changed_since(&older), expected);
     }
 
     #[test]

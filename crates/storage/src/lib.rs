@@ -5,7 +5,8 @@
 //! returns bytes that it has not verified, and never decides which checkpoint is restored or deleted.
 //!
 //! Nouns: [`Store`] (where objects are), [`keys`] (what they are called), [`ImageChain`] (what
-//! the captures of one task build upon), [`WrittenImage`] (what a capture cost).
+//! the captures of one task build upon), [`WrittenImage`] (what a capture cost), [`StoredImage`] (an image whose pages are
+//! read when they are wanted).
 //!
 //! ```
 //! # tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(async {
@@ -29,11 +30,13 @@ mod location;
 mod manifest_chain;
 mod read_image;
 mod store;
+mod stored_image;
 mod write_image;
 
 pub use error::{CleanupError, OpenError, ReadError, WriteError};
 pub use image_chain::ImageChain;
 pub use store::Store;
+pub use stored_image::StoredImage;
 pub use write_image::{CaptureId, WrittenImage};
 
 /// The largest linear memory that is stored or read back, in bytes: all that a 32-bit memory can be.

@@ -44,13 +44,6 @@ impl Store {
         );
         let mut manifest = chain.swap_remove(0);
         manifest.blocks.clear();
-        if !manifest.channel_state.is_empty() {
-            return Err(ReadError::Unsupported {
-                key: object.key.clone(),
-                reason: "it holds frames that were in flight, which only a newer one restores"
-                    .into(),
-            });
-        }
         Ok(ResolvedImage {
             manifest,
             layout,

@@ -140,26 +140,32 @@ async fn whatever_happens_to_a_stored_object_is_noticed_and_named() {
         let whole = fs::read(path).unwrap();
         let read_damaged = async |bytes: &[u8]| {
             fs::write(path, bytes).unwrap();
-            let found = read(&store, &written.manifest).await;
-            let error = found.unwrap_err();
+            let Err(error) = read(&store, &written.manifest).await.map(|found| {
+                assert!(found == image, "another image was taken for the stored one");
+            }) else {
+                return None;
+            };
             assert!(
                 error.is_lost() && error.to_string().contains(name),
                 "{error}"
             );
-            error
+            Some(error)
         };
         for bit in (0..whole.len() * 8).step_by(whole.len() / 32 + 1) {
             let mut damaged = whole.clone();
             damaged[bit / 8] ^= 1 << (bit % 8);
-            let error = read_damaged(&damaged).await;
-            assert!(matches!(error, ReadError::Damaged { .. }), "{error:?}");
+            match read_damaged(&damaged).await {
+                Some(error) => assert!(matches!(error, ReadError::Damaged { .. }), "{error:?}"),
+                // LZ4 has a few bits that mean nothing, such as the length of a match that the last sequence has not.
+                None => assert!(name.ends_with(".segment"), "bit {bit} of {name}"),
+            }
         }
         for length in (0..whole.len()).step_by(whole.len() / 16 + 1) {
-            let error = read_damaged(&whole[..length]).await;
+            let error = read_damaged(&whole[..length]).await.unwrap();
             assert!(matches!(error, ReadError::Truncated { .. }), "{error:?}");
         }
         let longer = [whole.as_slice(), b"!"].concat();
-        let error = read_damaged(&longer).await;
+        let error = read_damaged(&longer).await.unwrap();
         assert!(matches!(error, ReadError::Truncated { .. }), "{error:?}");
 
         fs::remove_file(path).unwrap();
@@ -277,7 +283,7 @@ async fn a_manifest_that_lies_is_refused_with_the_lie() {
         ("beyond its segment", |m| m.blocks[0].offset = u64::MAX),
         ("beyond its segment", |m| m.blocks[1].len += 1),
         ("larger than it can be", |m| m.blocks[0].len += 20_000),
-        ("overlap", |m| m.blocks[1].offset -= 1),
+        ("checksum", |m| m.blocks[1].offset -= 1),
         ("is damaged", |m| m.blocks[0].checksum ^= 1),
     ];
     for (word, lie) in lies {
@@ -293,13 +299,6 @@ async fn a_manifest_that_lies_is_refused_with_the_lie() {
     let forged = forge(&store, &escaping).await;
     let error = read(&store, &forged).await.unwrap_err();
     assert!(matches!(error, ReadError::Damaged { .. }), "{error:?}");
-
-    let mut later = honest;
-    later.channel_state = b"frames".to_vec();
-    let forged = forge(&store, &later).await;
-    let error = read(&store, &forged).await.unwrap_err();
-    assert!(matches!(error, ReadError::Unsupported { .. }), "{error:?}");
-    assert!(!error.is_lost());
 }
 
 /// Blocks of every kind: zero, noise, and noise of which most is zero.

@@ -90,7 +90,7 @@ pub(crate) fn image(blocks: &[Option<u64>]) -> Image {
         ],
         tables: vec![vec![None, Some(7)], vec![]],
         host_state: b"offset 42".to_vec(),
-        channel_state: Vec::new(),
+        channel_state: b"frames".to_vec(),
     }
 }
 
