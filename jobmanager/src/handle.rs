@@ -8,6 +8,10 @@ use tidemill_protocol::record::RestartStrategy;
 use tidemill_protocol::{JobId, TaskId};
 use tokio::sync::{mpsc, oneshot, watch};
 
+pub use crate::savepoints::{
+    SavepointError, SavepointInfo, SavepointRequestId, SavepointStatus, SavepointStep,
+    StoredSavepointError,
+};
 use crate::standing::Standing;
 use crate::views::{
     CheckpointsView, HealthView, JobDetail, JobManagerView, JobSummary, LogPage, MetricsView,
@@ -37,6 +41,14 @@ pub struct SubmitOptions {
     pub retained_checkpoints: Option<u32>,
     /// What a failure of a task leads to.
     pub restart: Option<RestartStrategy>,
+    /// How long a checkpoint waits for barriers before the frames in front of them become part of it; 0 waits for ever.
+    pub aligned_checkpoint_timeout_ms: Option<u64>,
+    /// The last checkpoint stays when the job is cancelled or fails.
+    pub retain_on_cancel: Option<bool>,
+    /// A second TaskManager keeps each task's last image at hand.
+    pub standby: Option<bool>,
+    /// The savepoint or retained checkpoint to begin from.
+    pub from: Option<String>,
 }
 
 /// Which log lines.
@@ -143,6 +155,14 @@ pub enum SubmitError {
     /// An option of the submission is out of range.
     #[error("{0}")]
     Option(String),
+    /// The job cannot begin from what it is to begin from.
+    #[error("the job cannot begin from `{path}`: {reason}")]
+    From {
+        /// What was named.
+        path: String,
+        /// Why.
+        reason: String,
+    },
     /// Another job writes there.
     #[error(
         "job `{other_name}` ({other}) writes to {output} already: cancel it, or write somewhere else"
@@ -200,6 +220,22 @@ pub(crate) enum Request {
     Job(JobId, Reply<Result<JobDetail, QueryError>>),
     Cancel(JobId, Reply<Result<(), CancelError>>),
     Checkpoints(JobId, Reply<Result<CheckpointsView, QueryError>>),
+    TriggerSavepoint {
+        job: JobId,
+        id: SavepointRequestId,
+        directory: Option<String>,
+        stop: bool,
+        reply: Reply<Result<SavepointStatus, SavepointError>>,
+    },
+    SavepointStatus(
+        JobId,
+        SavepointRequestId,
+        Reply<Result<SavepointStatus, SavepointError>>,
+    ),
+    Savepoints(Reply<Result<Vec<SavepointInfo>, StoredSavepointError>>),
+    Savepoint(String, Reply<Result<SavepointInfo, StoredSavepointError>>),
+    VerifySavepoint(String, Reply<Result<SavepointInfo, StoredSavepointError>>),
+    DeleteSavepoint(String, Reply<Result<(), StoredSavepointError>>),
     Nodes(Reply<Vec<NodeView>>),
     JobManagers(Reply<Vec<JobManagerView>>),
     Logs {
@@ -275,6 +311,81 @@ impl ClusterHandle {
     /// When there is no such job.
     pub async fn checkpoints(&self, job: JobId) -> Result<CheckpointsView, QueryError> {
         self.ask(|reply| Request::Checkpoints(job, reply)).await?
+    }
+
+    /// Asks for a savepoint, and with `stop` for the job's end when that is written. Returns at once; what becomes of it is
+    /// asked for with the same id. Asking again with an id that is known changes nothing.
+    ///
+    /// `directory` is a path in the cluster's store or a URL; without one it is chosen, below `checkpoints.savepoint_dir`.
+    ///
+    /// # Errors
+    /// When there is no such job, it has ended, or it cannot be stopped now.
+    pub async fn trigger_savepoint(
+        &self,
+        job: JobId,
+        id: SavepointRequestId,
+        directory: Option<String>,
+        stop: bool,
+    ) -> Result<SavepointStatus, SavepointError> {
+        self.ask(|reply| Request::TriggerSavepoint {
+            job,
+            id,
+            directory,
+            stop,
+            reply,
+        })
+        .await?
+    }
+
+    /// How a wish for a savepoint stands.
+    ///
+    /// # Errors
+    /// When this leader knows no such job or wish. A leader forgets wishes when it is succeeded, and the oldest of a job.
+    pub async fn savepoint_status(
+        &self,
+        job: JobId,
+        id: SavepointRequestId,
+    ) -> Result<SavepointStatus, SavepointError> {
+        self.ask(|reply| Request::SavepointStatus(job, id, reply))
+            .await?
+    }
+
+    /// The savepoints below `checkpoints.savepoint_dir` of the cluster's store, newest first, then the checkpoints that
+    /// cancelled jobs left.
+    ///
+    /// # Errors
+    /// When the store cannot be read.
+    pub async fn savepoints(&self) -> Result<Vec<SavepointInfo>, StoredSavepointError> {
+        self.ask(Request::Savepoints).await?
+    }
+
+    /// One savepoint or retained checkpoint.
+    ///
+    /// # Errors
+    /// When there is none, or it cannot be read.
+    pub async fn savepoint(&self, path: String) -> Result<SavepointInfo, StoredSavepointError> {
+        self.ask(|reply| Request::Savepoint(path, reply)).await?
+    }
+
+    /// Reads every object of a savepoint or retained checkpoint, and checks it.
+    ///
+    /// # Errors
+    /// When there is none; or the first object that is missing or damaged.
+    pub async fn verify_savepoint(
+        &self,
+        path: String,
+    ) -> Result<SavepointInfo, StoredSavepointError> {
+        self.ask(|reply| Request::VerifySavepoint(path, reply))
+            .await?
+    }
+
+    /// Deletes a savepoint, or the checkpoint that an ended job left.
+    ///
+    /// # Errors
+    /// When there is none, or it belongs to a job that runs.
+    pub async fn delete_savepoint(&self, path: String) -> Result<(), StoredSavepointError> {
+        self.ask(|reply| Request::DeleteSavepoint(path, reply))
+            .await?
     }
 
     /// Every TaskManager: connected, announced in ZooKeeper, or lost lately.

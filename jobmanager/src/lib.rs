@@ -14,6 +14,7 @@ mod perform;
 mod reign;
 pub mod rest;
 mod roles;
+mod savepoints;
 mod sessions;
 mod standing;
 mod start;
@@ -25,7 +26,9 @@ pub mod views;
 mod vigil;
 
 pub use handle::{
-    CancelError, ClusterHandle, LogQuery, QueryError, SubmitError, SubmitOptions, Unavailable,
+    CancelError, ClusterHandle, LogQuery, QueryError, SavepointError, SavepointInfo,
+    SavepointRequestId, SavepointStatus, SavepointStep, StoredSavepointError, SubmitError,
+    SubmitOptions, Unavailable,
 };
 pub use start::{JobManagerHandle, StartError, start};
 

@@ -22,7 +22,8 @@ use tokio_util::sync::CancellationToken;
 use crate::answers::{self, View};
 use crate::error_chain;
 use crate::handle::{
-    CancelError, LogQuery, QueryError, Reply, Request, SubmitError, SubmitOptions,
+    CancelError, LogQuery, QueryError, Reply, Request, SavepointError, SavepointStatus,
+    StoredSavepointError, SubmitError, SubmitOptions,
 };
 use crate::log_requests::LogRequests;
 use crate::perform::{Connections, Hands, Performer};
@@ -256,6 +257,19 @@ impl Reign {
             Request::Checkpoints(job, reply) => drop(reply.send(view.checkpoints(job))),
             Request::Nodes(reply) => drop(reply.send(view.nodes())),
             Request::JobManagers(reply) => drop(reply.send(standing.job_managers())),
+            Request::TriggerSavepoint { job, reply, .. } => {
+                drop(reply.send(self.no_savepoint(job)))
+            }
+            Request::SavepointStatus(job, id, reply) => {
+                drop(reply.send(Err(SavepointError::UnknownRequest { job, id })));
+            }
+            Request::Savepoints(reply) => drop(reply.send(Ok(Vec::new()))),
+            Request::Savepoint(path, reply) | Request::VerifySavepoint(path, reply) => {
+                drop(reply.send(Err(StoredSavepointError::Missing(path))));
+            }
+            Request::DeleteSavepoint(path, reply) => {
+                drop(reply.send(Err(StoredSavepointError::Missing(path))));
+            }
             // What every JobManager answers, leader or not, it answers elsewhere.
             Request::Metrics(_) | Request::Health(_) => {}
         }
@@ -275,6 +289,14 @@ impl Reign {
             registry: standing.registry,
             announced,
         }
+    }
+
+    fn no_savepoint(&self, job: JobId) -> Result<SavepointStatus, SavepointError> {
+        if self.leader.job(job).is_none() {
+            return Err(SavepointError::UnknownJob(job));
+        }
+        let reason = "savepoints are not wired yet".to_owned();
+        Err(SavepointError::Refused { job, reason })
     }
 
     fn on_logs(&mut self, job: JobId, query: &LogQuery, reply: Reply<Result<LogPage, QueryError>>) {

@@ -187,9 +187,13 @@ fn job_options(config: &Config, submitted: &SubmitOptions) -> JobOptions {
             .retained_checkpoints
             .unwrap_or(defaults.retained_checkpoints)
             .max(1),
-        aligned_checkpoint_timeout_ms: defaults.aligned_checkpoint_timeout_ms,
-        retain_on_cancel: defaults.retain_on_cancel,
-        standby: defaults.standby,
+        aligned_checkpoint_timeout_ms: submitted
+            .aligned_checkpoint_timeout_ms
+            .unwrap_or(defaults.aligned_checkpoint_timeout_ms),
+        retain_on_cancel: submitted
+            .retain_on_cancel
+            .unwrap_or(defaults.retain_on_cancel),
+        standby: submitted.standby.unwrap_or(defaults.standby),
         restart: submitted.restart.clone().unwrap_or(defaults.restart),
     }
 }

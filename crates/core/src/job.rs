@@ -12,6 +12,7 @@ mod event;
 mod failure;
 mod history;
 mod phase;
+mod request_id;
 mod settle;
 mod tasks;
 
@@ -30,6 +31,7 @@ use self::ending::terminal_phase;
 pub use self::event::{Action, Event};
 pub use self::history::{JobHistory, NOTES_MAX, Note, RECOVERIES_MAX, Recovery, Restored};
 pub use self::phase::Phase;
+pub use self::request_id::{ParseRequestIdError, SavepointRequestId, SavepointStep};
 use crate::checkpoint::Coordinator;
 use crate::graph::regions;
 use crate::mutation::{self, Mutation};

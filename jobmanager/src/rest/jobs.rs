@@ -171,6 +171,10 @@ fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
         tolerable_failed_checkpoints: Some(checkpoints.tolerable_failed),
         retained_checkpoints: Some(checkpoints.retained),
         restart: Some(config.restart.strategy()),
+        aligned_checkpoint_timeout_ms: Some(checkpoints.aligned_timeout_ms),
+        retain_on_cancel: Some(checkpoints.retain_on_cancel),
+        standby: Some(config.recovery.standby),
+        from: None,
     })
 }
 

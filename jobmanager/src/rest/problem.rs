@@ -131,6 +131,8 @@ impl From<SubmitError> for Refusal {
                 .help("`tidemill inspect FILE` shows the job's graph"),
             SubmitError::Connector { .. } => unprocessable("connector-refused", error),
             SubmitError::Option(_) => Self::bad_request("bad-option", error),
+            SubmitError::From { .. } => unprocessable("savepoint-refused", error)
+                .help("`tidemill savepoint list` shows the savepoints of this cluster"),
             SubmitError::OutputInUse { .. } => {
                 Self::new(StatusCode::CONFLICT, "output-in-use", error)
             }

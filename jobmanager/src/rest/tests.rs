@@ -585,6 +585,10 @@ fn a_submission_carries_its_options() {
             attempts: 7,
             delay_ms: 1000,
         }),
+        aligned_checkpoint_timeout_ms: Some(1000),
+        retain_on_cancel: Some(false),
+        standby: Some(false),
+        from: None,
     };
     assert_eq!(options, expected);
 }

@@ -1,0 +1,117 @@
+//! Savepoints as users ask for them and see them. It decides nothing: wishes go to the leader, and whatever is in the store
+//! is the store's to read.
+
+use tidemill_protocol::manifest::Savepoint;
+use tidemill_protocol::{CheckpointId, JobId};
+
+pub use tidemill_core::job::{SavepointRequestId, SavepointStep};
+
+use crate::handle::Unavailable;
+
+/// How a wish for a savepoint stands.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum SavepointStatus {
+    /// It is being taken.
+    InProgress {
+        /// What is being done.
+        step: SavepointStep,
+        /// Bytes copied.
+        done_bytes: u64,
+        /// Bytes to copy; 0 as long as that is not known.
+        total_bytes: u64,
+    },
+    /// It is written; and the job has stopped, if that was wished.
+    Completed {
+        /// Where it is: what can be begun from.
+        path: String,
+        /// Its size.
+        bytes: u64,
+        /// The checkpoint that it is a copy of.
+        checkpoint: CheckpointId,
+    },
+    /// It came to nothing, and the job goes on as if nothing had been wished.
+    Failed {
+        /// Why.
+        reason: String,
+    },
+}
+
+/// A wish for a savepoint that is refused, or not known.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum SavepointError {
+    /// There is no such job.
+    #[error("there is no job {0}: `tidemill list` shows every job")]
+    UnknownJob(JobId),
+    /// This leader has heard of no such wish, or not lately.
+    #[error(
+        "this JobManager knows no request {id} for a savepoint of job {job}: one that was made of an earlier leader is dropped, and `tidemill savepoint list` shows whether it was written"
+    )]
+    UnknownRequest {
+        /// Of which job.
+        job: JobId,
+        /// Which wish.
+        id: SavepointRequestId,
+    },
+    /// There can be none now.
+    #[error("job {job} takes no savepoint: {reason}")]
+    Refused {
+        /// Which job.
+        job: JobId,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody answers.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
+
+/// A savepoint, or a checkpoint that an ended job left.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SavepointInfo {
+    /// Where it is: what can be begun from.
+    pub path: String,
+    /// The size of all its objects.
+    pub bytes: u64,
+    /// It is a checkpoint that an ended job left, and not a savepoint: it goes with the job's other objects if these are
+    /// deleted, and cannot be moved.
+    pub is_checkpoint: bool,
+    /// What it says of itself.
+    pub savepoint: Savepoint,
+}
+
+/// What is stored cannot be read, checked or deleted.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum StoredSavepointError {
+    /// There is none.
+    #[error(
+        "there is no savepoint at `{0}`: `tidemill savepoint list` shows those of this cluster"
+    )]
+    Missing(String),
+    /// It is damaged, or made by a newer release.
+    #[error("the savepoint at `{path}` cannot be used: {reason}")]
+    Damaged {
+        /// Where it is.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// It belongs to a job that runs.
+    #[error("`{path}` belongs to job {job}, which has not ended: cancel the job first")]
+    InUse {
+        /// Where it is.
+        path: String,
+        /// Whose it is.
+        job: JobId,
+    },
+    /// The store does not answer, or refuses.
+    #[error("the savepoint at `{path}` cannot be reached: {reason}")]
+    Store {
+        /// Where it is.
+        path: String,
+        /// Why.
+        reason: String,
+    },
+    /// Nobody answers.
+    #[error(transparent)]
+    Unavailable(#[from] Unavailable),
+}
