@@ -58,6 +58,14 @@ pub enum CallError {
         /// The memory's size at that time, in bytes.
         memory_bytes: u64,
     },
+    /// Pages of the image that the instance was restored from were still to come, and did not come.
+    #[error(
+        "the image that the instance was restored from is lost: {reason}; restore an older one into a new instance"
+    )]
+    ImageLost {
+        /// Why they did not come.
+        reason: String,
+    },
     /// An earlier call failed; the guest's state is undefined.
     #[error(
         "{function} was called on an instance that has failed before; restore its last image into a new one"

@@ -5,7 +5,6 @@
 
 use std::collections::HashMap;
 
-use tidemill_protocol::Image;
 use tidemill_protocol::image::GlobalValue;
 use wasmtime::{Extern, Func, Instance, ModuleExport, Ref, Table, Val};
 
@@ -32,6 +31,12 @@ pub enum CaptureError {
         table: u32,
         /// The entry.
         element: u64,
+    },
+    /// Pages of the memory that were still to come did not come.
+    #[error("the image that the instance was restored from is lost: {reason}")]
+    ImageLost {
+        /// Why they did not come.
+        reason: String,
     },
     /// A global holds a reference, or the host cannot reach it. The checks at upload rule this out.
     #[error("{what} cannot be captured")]
@@ -174,53 +179,42 @@ fn capture_tables<H: GuestHost>(
     Ok(tables)
 }
 
-/// Lays an image over a fresh instance: memory grown to the image's size and overwritten, globals and tables set.
-pub(crate) fn lay_over<H: GuestHost>(
-    guest: &mut Guest<H>,
-    instance: &Instance,
-    reachable: &Reachable,
-    image: &Image,
-) -> Result<(), InstanceError> {
-    lay_memory(guest, &image.memory)?;
-    lay_outside_memory(guest, instance, reachable, image)
-}
-
 /// Sets globals and tables.
 pub(crate) fn lay_outside_memory<H: GuestHost>(
     guest: &mut Guest<H>,
     instance: &Instance,
     reachable: &Reachable,
-    image: &Image,
+    globals: &[GlobalValue],
+    tables: &[Vec<Option<u32>>],
 ) -> Result<(), InstanceError> {
-    lay_globals(guest, instance, reachable, &image.globals)?;
-    lay_tables(guest, instance, reachable, &image.tables)
+    lay_globals(guest, instance, reachable, globals)?;
+    lay_tables(guest, instance, reachable, tables)
 }
 
-fn lay_memory<H: GuestHost>(guest: &mut Guest<H>, image: &[u8]) -> Result<(), InstanceError> {
-    let initial_bytes = grow_to(guest, image)?;
-    let memory = guest.memory.data_mut(&mut guest.store);
-    let (memory_initial, memory_grown) = memory.split_at_mut(initial_bytes);
-    let (image_initial, image_grown) = image.split_at(initial_bytes);
-    memory_initial.copy_from_slice(image_initial);
-    // What has just grown is zero, and pages that are never written take no room.
-    for (to, from) in memory_grown
+/// Lays the first bytes of an image over a memory whose first `initial_bytes` may hold anything; the rest is zero.
+pub(crate) fn lay_memory(memory: &mut [u8], initial_bytes: usize, image: &[u8]) {
+    let (initial, grown) = memory.split_at_mut(initial_bytes);
+    let (image_initial, image_grown) = image.split_at(initial_bytes.min(image.len()));
+    let (laid, beyond) = initial.split_at_mut(image_initial.len());
+    laid.copy_from_slice(image_initial);
+    beyond.fill(0);
+    // Pages that are never written take no room.
+    for (to, from) in grown
         .chunks_mut(CAPTURE_PAGE_BYTES)
         .zip(image_grown.chunks(CAPTURE_PAGE_BYTES))
     {
         if *from != ZEROS[..from.len()] {
-            to.copy_from_slice(from);
+            to[..from.len()].copy_from_slice(from);
         }
     }
-    Ok(())
 }
 
 /// Grows a fresh instance's memory to the size of an image's, which it may not exceed. Returns what it had, in bytes.
 pub(crate) fn grow_to<H: GuestHost>(
     guest: &mut Guest<H>,
-    image: &[u8],
+    image_bytes: u64,
 ) -> Result<usize, InstanceError> {
     let initial_bytes = guest.memory.data_size(&guest.store) as u64;
-    let image_bytes = image.len() as u64;
     if image_bytes < initial_bytes || !image_bytes.is_multiple_of(PAGE_BYTES) {
         return Err(InstanceError::Image(ImageMismatch::Memory {
             image_bytes,

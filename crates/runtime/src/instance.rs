@@ -36,6 +36,12 @@ pub enum InstanceError {
     /// The image is not one of this module.
     #[error("the image does not fit the module")]
     Image(#[source] ImageMismatch),
+    /// The memory's bytes could not be had.
+    #[error("the image's memory cannot be read: {reason}")]
+    Memory {
+        /// What their source said.
+        reason: String,
+    },
 }
 
 impl InstanceError {
@@ -167,26 +173,6 @@ impl<H: GuestHost> Instance<H> {
             changes: Changes::default(),
             ahead: Ahead::default(),
         })
-    }
-
-    /// Makes an instance that continues where `image` was captured. No guest code runs; `host_state` is the caller's.
-    ///
-    /// # Errors
-    /// As [`Instance::new`], and when the image is not one of this module.
-    pub fn restore(
-        module: &Module,
-        limits: InstanceLimits,
-        host: H,
-        image: &Image,
-    ) -> Result<Self, InstanceError> {
-        let mut instance = Self::new(module, limits, host)?;
-        image::lay_over(
-            &mut instance.guest,
-            &instance.wasmtime,
-            module.reachable(),
-            image,
-        )?;
-        Ok(instance)
     }
 
     /// Captures the whole instance. `host_state` is left empty for the caller.

@@ -36,7 +36,10 @@ mod mapping;
 mod module;
 mod prepare;
 mod report;
+mod restore;
+mod revert;
 mod scan;
+mod source;
 mod version;
 
 pub use call_error::{CallError, TrapReason};
@@ -53,3 +56,4 @@ pub use prepare::{
     ABI_VERSION_OLDEST, ModuleError, ModuleLimits, PreparedModule, Refusal, prepare,
 };
 pub use report::{ExportReport, GlobalReport, MemoryReport, ModuleReport, TableReport};
+pub use source::{Filling, MemoryImage, PageSource};
