@@ -22,6 +22,7 @@
 
 mod cleanup;
 mod error;
+mod fault;
 mod image_chain;
 pub mod keys;
 mod layout;
@@ -34,6 +35,7 @@ mod stored_image;
 mod write_image;
 
 pub use error::{CleanupError, OpenError, ReadError, WriteError};
+pub use fault::{armed_fault_point, fault_point};
 pub use image_chain::ImageChain;
 pub use store::Store;
 pub use stored_image::StoredImage;

@@ -14,6 +14,7 @@ use tidemill_protocol::{AttemptId, CheckpointId, JobId, TaskId};
 use tokio::runtime::Handle;
 
 use crate::error::RequestError;
+use crate::fault::fault_point;
 use crate::image_chain::ImageChain;
 use crate::store::path;
 use crate::{MEMORY_BYTES_MAX, Store, WriteError, keys};
@@ -80,8 +81,10 @@ impl Store {
                 max: MEMORY_BYTES_MAX,
             });
         }
+        fault_point("capture.before-segment");
         let keep_zeros = !chain.is_new();
         let (segments, blocks) = self.write_segment(key, capture, keep_zeros).await?;
+        fault_point("capture.segment-written");
         let segment_bytes: u64 = segments.iter().map(|segment| segment.len).sum();
         let listed = chain.extend(memory_bytes, segments, blocks);
 
@@ -106,6 +109,7 @@ impl Store {
         });
         let encoded = encoded.await.map_err(|error| error.writing(&key))?;
         let manifest = self.put_object(&key, encoded).await?;
+        fault_point("capture.manifest-written");
         chain.stored(&manifest);
         Ok(WrittenImage {
             written_bytes: segment_bytes + manifest.len,
