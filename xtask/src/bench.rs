@@ -3,9 +3,14 @@
 //! It never measures two systems at once: with a peer, each row is run by one and then by the other, round after round,
 //! so that a machine which slows down slows both.
 
+mod arrivals;
+mod checkpoints;
 mod own;
 mod peer;
+mod place;
+mod recovery;
 mod row;
+mod statistics;
 mod table;
 
 use std::fs::{self, OpenOptions};
@@ -31,7 +36,11 @@ const JOBS: [&str; 3] = ["count-gen", "pass", "pass-rebalance"];
 
 /// What to measure.
 #[derive(clap::Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
 pub(crate) struct Arguments {
+    #[command(subcommand)]
+    other: Option<Other>,
+
     /// The jobs; all when none is named.
     #[arg(value_parser = JOBS)]
     names: Vec<String>,
@@ -57,24 +66,50 @@ pub(crate) struct Arguments {
     peers: Vec<PeerArgument>,
 }
 
+/// What is measured otherwise than by rows of jobs.
+#[derive(clap::Subcommand)]
+enum Other {
+    /// What checkpoints cost: the pause, the bytes, the loss of throughput; by size of state and by how much is written.
+    Checkpoints(checkpoints::Arguments),
+    /// How soon a job goes on after the SIGKILL of a TaskManager with a large state.
+    Recovery(recovery::Arguments),
+}
+
+impl Other {
+    fn run(&self, workspace: &Workspace) -> anyhow::Result<()> {
+        let binary = match self {
+            Self::Checkpoints(arguments) => &arguments.binary,
+            Self::Recovery(arguments) => &arguments.binary,
+        };
+        let directory = workspace.target_directory()?.join("bench");
+        let (tidemill, module) = (tidemill(workspace, binary)?, module(workspace)?);
+        interrupt::watch();
+        match self {
+            Self::Checkpoints(arguments) => {
+                checkpoints::run(&tidemill, &module, &directory, arguments)
+            }
+            Self::Recovery(arguments) => recovery::run(&tidemill, &module, &directory, arguments),
+        }
+    }
+}
+
 /// A system and the figures of its runs, by row.
 type Measured = (String, Vec<(Row, Vec<Figures>)>);
 
 /// Builds, measures and prints the tables.
 pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Result<()> {
+    if let Some(other) = &arguments.other {
+        return other.run(workspace);
+    }
     let jobs: Vec<String> = match arguments.names.as_slice() {
         [] => JOBS.map(str::to_owned).to_vec(),
         names => names.to_vec(),
     };
     let directory = workspace.target_directory()?.join("bench");
     fs::create_dir_all(&directory)?;
-    let modules = build_wasm::build(workspace, &[MODULE.to_owned()])?;
     let bench = Bench {
-        module: modules.into_iter().next().context("no module was built")?,
-        tidemill: match &arguments.binary {
-            Some(binary) => binary.clone(),
-            None => binary::build_release(workspace)?,
-        },
+        module: module(workspace)?,
+        tidemill: tidemill(workspace, &arguments.binary)?,
         directory: directory.join("runs"),
         warm_up: Duration::from_secs(arguments.warm_up),
         steady: Duration::from_secs(arguments.seconds),
@@ -97,6 +132,20 @@ pub(crate) fn run(workspace: &Workspace, arguments: &Arguments) -> anyhow::Resul
     let measured = measure(&bench, &peers, &rows, arguments.rounds, &directory)?;
     print(&measured, arguments);
     Ok(())
+}
+
+/// The module with all jobs in it.
+fn module(workspace: &Workspace) -> anyhow::Result<PathBuf> {
+    let modules = build_wasm::build(workspace, &[MODULE.to_owned()])?;
+    modules.into_iter().next().context("no module was built")
+}
+
+/// The binary that was named, or one that is built.
+fn tidemill(workspace: &Workspace, named: &Option<PathBuf>) -> anyhow::Result<PathBuf> {
+    match named {
+        Some(binary) => Ok(binary.canonicalize()?),
+        None => binary::build_release(workspace),
+    }
 }
 
 fn measure(

@@ -155,6 +155,28 @@ impl Cluster {
         Ok(rest::text(&submitted, "id")?.to_owned())
     }
 
+    /// Cancels a job with `tidemill cancel` and waits until it has ended.
+    pub(crate) fn cancel(&self, id: &str) -> anyhow::Result<()> {
+        let mut command = Command::new(&self.tidemill);
+        clean_environment(&mut command)
+            .args(["cancel", id, "--jobmanager"])
+            .arg(self.rest().url());
+        let output = command
+            .stdin(Stdio::null())
+            .output()
+            .context("cannot start `tidemill cancel`")?;
+        ensure!(
+            output.status.success(),
+            "`tidemill cancel` failed ({}): {}",
+            output.status,
+            String::from_utf8_lossy(&output.stderr)
+        );
+        interrupt::wait_for("the job's end", START_LIMIT, || {
+            let detail = self.job(id)?;
+            Ok((rest::text(&detail, "status")? == "cancelled").then_some(()))
+        })
+    }
+
     /// Everything about a job.
     pub(crate) fn job(&self, id: &str) -> anyhow::Result<Value> {
         self.rest().get(&format!("/v1/jobs/{id}"))

@@ -1,8 +1,8 @@
 //! The job `state`: a table of a given size in each task, of which so many distinct pages are written each second, while
 //! records are made as fast as it goes. What is on a page follows from the number of writes alone, so that the table
 //! checks itself: each write looks first whether the page is what the writes before have made of it, and a task that ends
-//! has looked at every word. It never makes up for time in which it did not run: a task that comes back writes no more
-//! than one that stayed.
+//! has looked at every word. It never makes up for writes of the time in which it did not run; its records, where they come
+//! at a rate, have waited for it meanwhile, as those of a log would.
 
 use core::hint::black_box;
 
@@ -178,38 +178,19 @@ impl Table {
     }
 }
 
-/// Something that is due so many times a second while the task runs.
-#[derive(Debug)]
-struct Due {
-    per_second: u64,
-    thousandths: u64,
-}
-
-impl Due {
-    const fn new(per_second: u64) -> Self {
-        Self {
-            per_second,
-            thousandths: 0,
-        }
-    }
-
-    fn pass(&mut self, ms: u64) {
-        self.thousandths += ms * self.per_second;
-    }
-
-    const fn number(&self) -> u64 {
-        self.thousandths / 1000
-    }
-}
-
 /// The source: records of a task with such a table.
 pub struct Stateful {
     table: Table,
     subtask: u32,
     next: u64,
     count: u64,
-    records: Due,
-    writes: Due,
+    /// Records that come into being each second, whether the task runs or not; 0: as many as it takes.
+    rate: u64,
+    began_ms: u64,
+    /// Writes each second that the task runs.
+    writes: u64,
+    /// In thousandths.
+    writes_due: u64,
     now_ms: u64,
     is_filled: bool,
     has_ended: bool,
@@ -225,8 +206,10 @@ impl Stateful {
             subtask: 0,
             next: 0,
             count: if count == 0 { u64::MAX } else { count },
-            records: Due::new(rate),
-            writes: Due::new(writes),
+            rate,
+            began_ms: 0,
+            writes,
+            writes_due: 0,
             now_ms: 0,
             is_filled: false,
             has_ended: false,
@@ -235,10 +218,8 @@ impl Stateful {
 
     fn pass_to(&mut self, now_ms: u64) {
         if now_ms != self.now_ms {
-            let passed_ms = (now_ms - self.now_ms).min(STRETCH_MAX_MS);
+            self.writes_due += self.writes * (now_ms - self.now_ms).min(STRETCH_MAX_MS);
             self.now_ms = now_ms;
-            self.records.pass(passed_ms);
-            self.writes.pass(passed_ms);
         }
     }
 
@@ -276,17 +257,17 @@ impl Source for Stateful {
         let now_ms = cx.now_ms();
         if !self.is_filled {
             self.is_filled = self.table.fill();
-            self.now_ms = now_ms;
+            (self.began_ms, self.now_ms) = (now_ms, now_ms);
             return Next::Idle { until_ms: now_ms };
         }
         self.pass_to(now_ms);
-        if self.table.writes < self.writes.number() {
+        if self.table.writes < self.writes_due / 1000 {
             self.table.write();
         }
         if self.next == self.count {
             return self.end(now_ms);
         }
-        if self.records.per_second > 0 && self.next >= self.records.number() {
+        if self.rate > 0 && self.next >= (now_ms - self.began_ms) * self.rate / 1000 {
             return Next::Idle {
                 until_ms: now_ms + 1,
             };
@@ -393,6 +374,6 @@ mod tests {
         for now_ms in [50, 70, 1_000_070, 1_000_071] {
             source.pass_to(now_ms);
         }
-        assert_eq!(source.writes.number(), 50 + 20 + STRETCH_MAX_MS + 1);
+        assert_eq!(source.writes_due / 1000, 50 + 20 + STRETCH_MAX_MS + 1);
     }
 }

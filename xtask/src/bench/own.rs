@@ -10,7 +10,9 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, bail};
 use serde_json::Value;
 
+use super::place::unix_ms;
 use super::row::{Figures, Row};
+use super::statistics::{mean, percentile};
 use crate::cluster::Cluster;
 use crate::cluster::process::{Process, machine_processor_time};
 use crate::cluster::rest::{list, number, text};
@@ -107,24 +109,23 @@ impl Bench {
 }
 
 /// The counters at one time.
-struct Sample {
+pub(super) struct Sample {
     at: Instant,
-    at_ms: u64,
+    pub(super) at_ms: u64,
     records: u64,
     processes: Duration,
     machine: Duration,
 }
 
 impl Sample {
-    fn take(cluster: &Cluster, job: &str) -> anyhow::Result<Self> {
+    pub(super) fn take(cluster: &Cluster, job: &str) -> anyhow::Result<Self> {
         let mut processes = Duration::ZERO;
         for process in cluster.processes() {
             processes += process.processor_time()?;
         }
-        let now = std::time::SystemTime::now().duration_since(std::time::SystemTime::UNIX_EPOCH)?;
         Ok(Self {
             at: Instant::now(),
-            at_ms: u64::try_from(now.as_millis())?,
+            at_ms: unix_ms(),
             records: records(cluster, job)?,
             processes,
             machine: machine_processor_time()?,
@@ -132,7 +133,7 @@ impl Sample {
     }
 
     /// Rate and processor time since an earlier sample; the other figures are 0.
-    fn since(&self, before: &Self) -> anyhow::Result<Figures> {
+    pub(super) fn since(&self, before: &Self) -> anyhow::Result<Figures> {
         let seconds = (self.at - before.at).as_secs_f64();
         let records = self.records.saturating_sub(before.records) as f64;
         let used = self
@@ -197,30 +198,10 @@ fn memory_mib<'a>(
     Ok(bytes as f64 / f64::from(1 << 20))
 }
 
-fn mean(values: &[f64]) -> Option<f64> {
-    (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
-}
-
-/// The smallest value that `percent` of the values don't exceed.
-fn percentile(mut values: Vec<f64>, percent: usize) -> Option<f64> {
-    values.sort_by(f64::total_cmp);
-    let rank = (values.len() * percent).div_ceil(100);
-    values.get(rank.checked_sub(1)?).copied()
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
     use serde_json::json;
-
-    #[test]
-    fn a_percentile_is_one_of_the_values() {
-        let values: Vec<f64> = (1..=200).rev().map(f64::from).collect();
-        assert_eq!(percentile(values.clone(), 99), Some(198.0));
-        assert_eq!(percentile(values, 100), Some(200.0));
-        assert_eq!(percentile(vec![7.0], 99), Some(7.0));
-        assert_eq!(percentile(Vec::new(), 99), None);
-    }
 
     #[test]
     fn only_completed_checkpoints_of_the_measured_time_count() {
