@@ -357,6 +357,18 @@ impl Cluster {
         network.expect("a cluster with a network")
     }
 
+    /// The next process of this name crashes when it passes a fault point, `<name>` or `<name>:<n>` for the n-th time.
+    pub fn arm(&mut self, process: &str, fault_point: &str) {
+        let points = &mut self.launcher.fault_points;
+        points.insert(process.to_owned(), fault_point.to_owned());
+        self.expect_error("TIDEMILL_FAULT_POINT");
+    }
+
+    /// The next processes crash nowhere.
+    pub fn disarm(&mut self) {
+        self.launcher.fault_points.clear();
+    }
+
     /// Announces that processes will log errors that contain this text.
     pub fn expect_error(&mut self, text: &str) {
         self.expected_errors.push(text.to_owned());

@@ -1,6 +1,7 @@
 //! How the processes of a cluster are started: on which host, with which arguments, and never with a developer's own
 //! `TIDEMILL_…` variables, which are meant for another cluster.
 
+use std::collections::BTreeMap;
 use std::env;
 use std::fs;
 use std::path::{Path, PathBuf};
@@ -31,6 +32,8 @@ pub(crate) struct Launcher {
     pub(crate) tidemill: PathBuf,
     pub(crate) directory: PathBuf,
     pub(crate) network: Option<Network>,
+    /// The fault points at which processes are to crash, by their names.
+    pub(crate) fault_points: BTreeMap<String, String>,
 }
 
 impl Launcher {
@@ -39,6 +42,7 @@ impl Launcher {
             tidemill: tidemill()?,
             directory: directory.to_owned(),
             network,
+            fault_points: BTreeMap::new(),
         })
     }
 
@@ -92,7 +96,7 @@ impl Launcher {
         if self.network.is_some() {
             command.args(set("jobmanager.rest_token", TOKEN));
         }
-        Process::start(name, &mut command, &self.directory)
+        self.start(name, &mut command)
     }
 
     /// Waits until a JobManager tells where it listens.
@@ -136,7 +140,17 @@ impl Launcher {
             let address = format!("{}:0", network.address(name)?);
             command.args(set("taskmanager.data_address", &address));
         }
-        Process::start(name, &mut command, &self.directory)
+        self.start(name, &mut command)
+    }
+
+    fn start(&self, name: &str, command: &mut Command) -> anyhow::Result<Process> {
+        let Some(point) = self.fault_points.get(name) else {
+            return Process::start(name, command, &self.directory);
+        };
+        command.env("TIDEMILL_FAULT_POINT", point);
+        let mut process = Process::start(name, command, &self.directory)?;
+        process.arm();
+        Ok(process)
     }
 
     fn server(&self, name: &str, kind: &str) -> Command {

@@ -5,7 +5,7 @@
 //! it says where it listens. It never reaches into a process, never waits without a condition and a deadline, and leaves
 //! no process behind.
 //!
-//! Nouns: [`Cluster`] (processes and their directory), [`Job`] (one submitted job), [`oracle`] (what must come out),
+//! Nouns: [`Cluster`] (processes and their directory), [`Job`] (one submitted job), [`oracle`] and [`table`] (what must come out),
 //! [`Receiver`] (where records arrive before their checkpoint), [`Network`] (hosts that can be cut off from each other),
 //! [`RecoveryTable`] and [`TakeoverTable`] (how long failures took).
 //!
@@ -26,6 +26,7 @@ mod receiver;
 mod recovery;
 mod rest;
 mod seeds;
+pub mod table;
 mod takeover;
 mod time;
 mod wait;

@@ -3,7 +3,7 @@
 //! None outlives the test: each is killed when its owner is dropped, and by the kernel should the test itself be killed.
 
 use std::fs::{self, OpenOptions};
-use std::os::unix::process::CommandExt as _;
+use std::os::unix::process::{CommandExt as _, ExitStatusExt as _};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
@@ -22,6 +22,8 @@ pub struct Process {
     /// Killed by the test: that it is gone is no surprise.
     is_killed: bool,
     is_frozen: bool,
+    /// Told to crash at a fault point: that it aborts is no surprise.
+    is_armed: bool,
 }
 
 impl Process {
@@ -60,6 +62,7 @@ impl Process {
             log,
             is_killed: false,
             is_frozen: false,
+            is_armed: false,
         })
     }
 
@@ -86,6 +89,20 @@ impl Process {
     #[must_use]
     pub fn is_killed(&self) -> bool {
         self.is_killed
+    }
+
+    /// From now on it may abort.
+    pub(crate) fn arm(&mut self) {
+        self.is_armed = true;
+    }
+
+    /// Whether it has come to the fault point that it was told to crash at.
+    ///
+    /// # Errors
+    /// When it has ended in any other way that the test did not cause.
+    pub fn has_crashed(&mut self) -> anyhow::Result<bool> {
+        self.check()?;
+        Ok(self.is_armed && self.is_killed)
     }
 
     /// Whether the test has stopped it.
@@ -158,6 +175,10 @@ impl Process {
     /// See above.
     pub fn check(&mut self) -> anyhow::Result<()> {
         match self.child.try_wait()? {
+            Some(status) if self.is_armed && status.signal() == Some(libc::SIGABRT) => {
+                self.is_killed = true;
+                Ok(())
+            }
             Some(status) if !self.is_killed => {
                 bail!(
                     "{} ended by itself ({status}):\n{}",
@@ -231,6 +252,16 @@ mod tests {
         killed.wait(LIMIT).expect("it is gone");
         killed.check().expect("no surprise");
         assert!(killed.thaw().is_err(), "its id may be another's by now");
+    }
+
+    #[test]
+    fn a_crash_is_no_surprise_where_it_was_asked_for() {
+        let directory = tempfile::tempdir().expect("a temporary directory");
+        let mut process = shell(directory.path(), "kill -ABRT $$");
+        process.wait(LIMIT).expect("it ends");
+        assert!(process.has_crashed().is_err(), "nobody asked for it");
+        process.arm();
+        assert!(process.has_crashed().expect("no surprise") && process.is_killed());
     }
 
     #[test]

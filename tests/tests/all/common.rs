@@ -1,12 +1,13 @@
 //! Jobs that every test knows how to submit and to judge.
 
 use std::fs;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tidemill_tests::oracle::RollingCounts;
+use tidemill_tests::oracle::{RollingCounts, records};
+use tidemill_tests::table::Tables;
 use tidemill_tests::{Cluster, Job, Receiver, data, module};
 
 /// How long a job of these tests may take, failures and a busy machine included.
@@ -210,4 +211,106 @@ impl Watched {
             .context("what was shown at once")?;
         Ok(detail)
     }
+}
+
+/// A job whose tasks have tables, which check themselves, and what it must put out.
+pub(crate) struct Stateful {
+    pub(crate) job: Job,
+    pub(crate) output: PathBuf,
+    pub(crate) tables: Tables,
+}
+
+/// How the job `state` is run: besides this, 500 pages of each table are written each second.
+pub(crate) struct StateOptions<'a> {
+    pub(crate) name: &'a str,
+    pub(crate) mib: u64,
+    /// Tasks with a table.
+    pub(crate) tasks: u64,
+    /// About how long it runs; its tasks make 1000 records in a second.
+    pub(crate) seconds: u64,
+    /// Whether the rows go through an exchange, so that all tasks are one region.
+    pub(crate) has_exchange: bool,
+    /// More arguments of `tidemill run`.
+    pub(crate) more: &'a [&'a str],
+}
+
+impl Stateful {
+    pub(crate) fn submit(cluster: &Cluster, options: &StateOptions<'_>) -> anyhow::Result<Self> {
+        let output = cluster.directory().join(options.name);
+        let count = options.seconds * 1000;
+        let exchange = if options.has_exchange { "yes" } else { "no" };
+        let mut arguments = vec!["--parallelism".to_owned(), options.tasks.to_string()];
+        for (name, value) in [
+            ("job", "state".to_owned()),
+            ("mib", options.mib.to_string()),
+            ("writes", "500".to_owned()),
+            ("rate", "1000".to_owned()),
+            ("count", count.to_string()),
+            ("exchange", exchange.to_owned()),
+            ("output", output.to_string_lossy().into_owned()),
+        ] {
+            arguments.extend(["--param".to_owned(), format!("{name}={value}")]);
+        }
+        arguments.extend(options.more.iter().map(|word| (*word).to_owned()));
+        Ok(Self {
+            job: cluster.submit(&module("bench")?, &arguments)?,
+            output,
+            tables: Tables {
+                tasks: options.tasks,
+                mib: options.mib,
+                count,
+            },
+        })
+    }
+
+    /// Which of the TaskManagers a task with a table runs on, by its place in the cluster's list.
+    pub(crate) fn host(&self, cluster: &mut Cluster, subtask: u64) -> anyhow::Result<usize> {
+        let detail = self.job.detail()?;
+        let tasks = detail["tasks_detail"].as_array();
+        let task = tasks.into_iter().flatten().find(|task| {
+            task["stage"].as_u64() == Some(0) && task["subtask"].as_u64() == Some(subtask)
+        });
+        let host = task.and_then(|task| task["task_manager"].as_str());
+        let all = cluster.taskmanagers().iter();
+        let place = all
+            .map(|process| process.name())
+            .position(|name| Some(name) == host);
+        place.with_context(|| format!("task 0/{subtask} runs nowhere: {detail}"))
+    }
+
+    /// Waits until it has finished; every row must have come out exactly once.
+    pub(crate) fn finish(&self, cluster: &mut Cluster) -> anyhow::Result<Value> {
+        let detail = self.job.wait_until(cluster, "finished", JOB_LIMIT)?;
+        self.tables.check(&records(&self.output)?)?;
+        Ok(detail)
+    }
+
+    /// The same where rows may have come out again.
+    pub(crate) fn finish_without_loss(&self, cluster: &mut Cluster) -> anyhow::Result<Value> {
+        let detail = self.job.wait_until(cluster, "finished", JOB_LIMIT)?;
+        self.tables.check_all(&records(&self.output)?)?;
+        Ok(detail)
+    }
+}
+
+/// How many files lie in a directory and below it.
+pub(crate) fn files_below(directory: &Path) -> anyhow::Result<usize> {
+    let mut files = 0;
+    for entry in fs::read_dir(directory)? {
+        let entry = entry?;
+        files += match entry.file_type()?.is_dir() {
+            true => files_below(&entry.path())?,
+            false => 1,
+        };
+    }
+    Ok(files)
+}
+
+/// Waits until a job that has ended has left nothing of its checkpoints in the store.
+pub(crate) fn wait_for_no_leftovers(cluster: &mut Cluster, job: &Job) -> anyhow::Result<()> {
+    let checkpoints = cluster.directory().join("store/checkpoints").join(job.id());
+    let what = "the ended job's checkpoints to be deleted";
+    cluster.wait_for(what, REACTION_LIMIT, |_| {
+        Ok((!checkpoints.exists() || files_below(&checkpoints)? == 0).then_some(()))
+    })
 }

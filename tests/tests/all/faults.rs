@@ -14,7 +14,7 @@ use serde_json::Value;
 use tidemill_tests::oracle::{RollingCounts, records};
 use tidemill_tests::{Cluster, ClusterOptions, Job, module, tidemill};
 
-use crate::common::{JOB_LIMIT, Running, word_count};
+use crate::common::{JOB_LIMIT, Running, files_below, word_count};
 
 /// How long a cluster may take to notice something and act on it.
 const REACTION_LIMIT: Duration = Duration::from_secs(30);
@@ -346,18 +346,6 @@ impl Drop for SmallDisk {
     }
 }
 
-fn files_below(directory: &Path) -> anyhow::Result<usize> {
-    let mut files = 0;
-    for entry in fs::read_dir(directory)? {
-        let entry = entry?;
-        files += match entry.file_type()?.is_dir() {
-            true => files_below(&entry.path())?,
-            false => 1,
-        };
-    }
-    Ok(files)
-}
-
 #[test]
 fn a_full_store_fails_checkpoints_by_name_until_there_is_room() -> anyhow::Result<()> {
     let mut cluster = Cluster::start(ClusterOptions::default())?;
@@ -473,7 +461,7 @@ impl Damage {
 }
 
 /// The objects of a kind that a checkpoint, `epoch.counter`, has in the store.
-fn objects(
+pub(crate) fn objects(
     cluster: &Cluster,
     job: &Job,
     checkpoint: &str,

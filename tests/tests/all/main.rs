@@ -1,8 +1,11 @@
 //! The end-to-end suite, one binary: real clusters, real jobs, real kills. `cargo xtask test` builds what it needs.
 
 mod common;
+mod damage;
+mod fault_points;
 mod faults;
 mod ha;
+mod images;
 mod kills;
 mod operations;
 mod refusals;
