@@ -169,7 +169,11 @@ impl Performer {
                 obsolete,
                 retained,
             } => self.delete(job, obsolete, retained),
-            Action::DeleteJobObjects { job } => self.delete_job_objects(job),
+            Action::WriteSavepoint { id, record, .. } => self.spawn(record.id, move |_| async move {
+                let result = Err("savepoints are not wired yet".to_owned());
+                Some(job::Event::SavepointCopied { id, result })
+            }),
+            Action::DeleteJobObjects { job, kept } => self.delete_job_objects(job, kept),
             Action::ForgetJob { job } => self.forget_job(job),
             Action::Note(note) => log(&note),
         }
@@ -293,18 +297,21 @@ impl Performer {
         });
     }
 
-    fn delete_job_objects(&mut self, job: JobId) {
+    fn delete_job_objects(&mut self, job: JobId, kept: Option<CheckpointPointer>) {
         self.clean_up(job, |hands| async move {
-            let nothing = CheckpointPointers::default();
+            let kept = CheckpointPointers {
+                completed: kept.into_iter().collect(),
+            };
             // Objects go only when no pointer names them any more.
             match hands
                 .registry
-                .put_pointers(&hands.leading, job, &nothing)
+                .put_pointers(&hands.leading, job, &kept)
                 .await
             {
                 Ok(()) | Err(WriteError::UnknownJob { .. }) => {
                     let last = CheckpointId::new(hands.leading.epoch(), u64::MAX);
-                    let deleted = hands.store.delete_orphans(job, &[], last).await;
+                    let kept = kept.completed;
+                    let deleted = hands.store.delete_orphans(job, &kept, last).await;
                     if let Err(error) = deleted {
                         warn!(%job, "the ended job's checkpoints stay for now: {}", error_chain(&error));
                     }

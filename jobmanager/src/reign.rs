@@ -14,7 +14,7 @@ use tidemill_core::leader::{Event, Leader, LeaderConfig, LoadedJob};
 use tidemill_core::membership::HowLost;
 use tidemill_core::scheduler::slots_needed;
 use tidemill_protocol::control::ToLeader;
-use tidemill_protocol::record::{JobRecord, TaskManagerRecord};
+use tidemill_protocol::record::{CheckpointPointers, JobRecord, TaskManagerRecord};
 use tidemill_protocol::{ExecutionGraph, Incarnation, JobId, TaskManagerId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -74,6 +74,7 @@ impl Reign {
         let config = &process.config;
         let leader_config = LeaderConfig {
             epoch: leading.epoch(),
+            wall_start_ms: process.clock.wall_ms(Time::ZERO),
             cluster_config_hash: config.cluster.hash(),
             adoption_timeout: Duration::from_millis(config.cluster.adoption_timeout_ms),
             suspicion_timeout: Duration::from_millis(config.cluster.heartbeat_timeout_ms),
@@ -255,6 +256,9 @@ impl Reign {
             Request::Jobs(reply) => drop(reply.send(view.jobs())),
             Request::Job(job, reply) => drop(reply.send(view.job(job))),
             Request::Checkpoints(job, reply) => drop(reply.send(view.checkpoints(job))),
+            Request::Checkpoint(job, checkpoint, reply) => {
+                drop(reply.send(view.checkpoint_detail(job, checkpoint)));
+            }
             Request::Nodes(reply) => drop(reply.send(view.nodes())),
             Request::JobManagers(reply) => drop(reply.send(standing.job_managers())),
             Request::TriggerSavepoint { job, reply, .. } => {
@@ -386,7 +390,11 @@ impl Reign {
             return drop(reply.send(Err(in_use)));
         }
         self.performer.expect_submission(record.id, view, reply);
-        self.tell(Event::JobSubmitted { record, graph });
+        self.tell(Event::JobSubmitted {
+            record,
+            graph,
+            pointers: CheckpointPointers::default(),
+        });
     }
 
     /// The answer to a submission that was carried out when it was sent before, to this leader or an earlier one.

@@ -242,6 +242,7 @@ impl World {
         let options = &self.options;
         let config = LeaderConfig {
             epoch,
+            wall_start_ms: 0,
             cluster_config_hash: CONFIGURATION_HASH,
             adoption_timeout: Duration::from_micros(options.adoption_timeout_us),
             suspicion_timeout: Duration::from_micros(options.idle_timeout_us),

@@ -103,10 +103,12 @@ impl World {
                     self.clean_up(node, job, retained, up_to);
                 }
             }
-            Action::DeleteJobObjects { job } => {
-                let nothing = CheckpointPointers::default();
+            Action::DeleteJobObjects { job, kept } => {
+                let kept = CheckpointPointers {
+                    completed: kept.into_iter().collect(),
+                };
                 let purpose = Purpose::ClearPointers { epoch, job };
-                self.ask(node, Operation::PutPointers(epoch, job, nothing), purpose);
+                self.ask(node, Operation::PutPointers(epoch, job, kept), purpose);
             }
             Action::ForgetJob { job } => {
                 self.ask(
@@ -248,6 +250,7 @@ impl World {
             leader::Event::JobSubmitted {
                 record,
                 graph: spec.graph(),
+                pointers: CheckpointPointers::default(),
             },
         );
     }
@@ -332,7 +335,11 @@ impl World {
                 Outcome::Done | Outcome::UnknownJob,
             ) => {
                 // Objects go only when no pointer names them any more.
-                return self.clean_up(node, job, Vec::new(), CheckpointId::new(epoch, u64::MAX));
+                let kept = match operation {
+                    Operation::PutPointers(_, _, kept) => kept.completed,
+                    _ => Vec::new(),
+                };
+                return self.clean_up(node, job, kept, CheckpointId::new(epoch, u64::MAX));
             }
             _ => return,
         };

@@ -8,6 +8,7 @@
 mod event;
 mod history;
 mod publication;
+mod savepoint;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
 use alloc::format;
@@ -23,6 +24,7 @@ pub use self::history::{
     CAPTURES_MAX, CheckpointRecord, DETAILED_MAX, HISTORY_MAX, History, Outcome, TaskCapture,
     Totals,
 };
+pub use self::savepoint::Wish;
 use crate::mutation::{self, Mutation};
 use crate::time::{Duration, Time, Timers};
 
@@ -48,6 +50,8 @@ enum Timer {
 struct Current {
     id: CheckpointId,
     participants: BTreeMap<TaskId, AttemptId>,
+    /// What it fulfils.
+    wish: Option<Wish>,
     step: Step,
 }
 
@@ -86,6 +90,8 @@ pub struct Coordinator {
     /// A checkpoint is wanted apart from the interval; and when one was last tried for that.
     requested: bool,
     request_tried: Option<Time>,
+    /// A checkpoint is wanted that begins from now on.
+    wish: Option<Wish>,
     current: Option<Current>,
     /// Completed checkpoints, oldest first.
     retained: Vec<Retained>,
@@ -93,6 +99,12 @@ pub struct Coordinator {
     obsolete: Vec<CheckpointPointer>,
     /// The final checkpoint is published; these have not confirmed their commit.
     committing: Option<(CheckpointId, BTreeSet<TaskId>)>,
+    /// The checkpoint at which the job is to stop is published; these have not confirmed their commit.
+    stopping: Option<(CheckpointId, BTreeSet<TaskId>)>,
+    /// Completed checkpoints that are being copied, with the number of copies.
+    pins: BTreeMap<CheckpointId, u32>,
+    /// Those of them that no pointer names any more.
+    pinned: Vec<CheckpointPointer>,
     failures: u32,
     last_started: Option<Time>,
     /// The leader before this one may have been about to take a checkpoint: the first one is due at once.
@@ -123,6 +135,7 @@ impl Coordinator {
             final_tried: None,
             requested: false,
             request_tried: None,
+            wish: None,
             current: None,
             retained: pointers
                 .completed
@@ -134,6 +147,9 @@ impl Coordinator {
                 .collect(),
             obsolete: Vec::new(),
             committing: None,
+            stopping: None,
+            pins: BTreeMap::new(),
+            pinned: Vec::new(),
             failures: 0,
             last_started: None,
             overdue: false,
@@ -322,8 +338,8 @@ impl Coordinator {
         let from = self
             .retained
             .partition_point(|one| one.pointer.checkpoint < checkpoint);
-        self.obsolete
-            .extend(self.retained.drain(from..).map(|one| one.pointer));
+        let dropped = self.retained.drain(from..).collect();
+        self.let_go(dropped);
         !self.retained.is_empty()
     }
 
@@ -339,7 +355,8 @@ impl Coordinator {
     }
 
     fn schedule(&mut self, now: Time) {
-        if self.participants.is_none() || self.current.is_some() || self.committing.is_some() {
+        let is_over = self.committing.is_some() || self.stopping.is_some();
+        if self.participants.is_none() || self.current.is_some() || is_over {
             self.timers.stop(Timer::Trigger);
             return;
         }
@@ -349,6 +366,8 @@ impl Coordinator {
                 self.final_tried
                     .map_or(now, |tried| (tried + RETRY).max(now)),
             )
+        } else if self.wish.is_some() {
+            Some(now)
         } else if self.requested {
             let pause = self.interval.unwrap_or(REQUEST_RETRY);
             Some(
@@ -383,13 +402,18 @@ impl Coordinator {
         self.request_tried = self.requested.then_some(now);
         self.history
             .begin(CheckpointRecord::new(id, now, participants.len()));
+        let wish = self.wish.take();
         self.current = Some(Current {
             id,
             participants,
+            wish,
             step: Step::Collecting(BTreeMap::new()),
         });
         self.timers.set(Timer::Expire, now + self.timeout);
-        self.actions.push_back(Action::Trigger(id));
+        self.actions.push_back(Action::Trigger {
+            checkpoint: id,
+            then_pause: wish.is_some_and(|wish| wish.stop),
+        });
     }
 
     fn awaits(&self, checkpoint: CheckpointId, task: TaskId, attempt: AttemptId) -> bool {
@@ -479,6 +503,10 @@ impl Coordinator {
         self.all_finished = false;
         self.final_tried = None;
         self.committing = None;
+        if let Some((checkpoint, _)) = self.stopping.take() {
+            // Whoever still runs goes on.
+            self.actions.push_back(Action::Abort(checkpoint));
+        }
         self.timers.stop(Timer::Trigger);
         if !self.is_publication_pending() {
             self.give_up(now, reason, false);
@@ -526,8 +554,9 @@ impl Coordinator {
         };
         let record = self.history.end(now, outcome).cloned();
         self.actions.extend(record.map(Action::Failed));
-        // A job without periodic checkpoints does not fail because one that others wished for did.
-        let wished = self.requested && self.interval.is_none() && !self.all_finished;
+        // A job does not fail because a savepoint did, nor one without periodic checkpoints because of a move.
+        let moves = self.requested && self.interval.is_none() && !self.all_finished;
+        let wished = moves || current.wish.is_some();
         if counts && !wished {
             self.failures = self.failures.saturating_add(1);
             if self.failures > self.tolerable_failures {

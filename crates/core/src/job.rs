@@ -13,6 +13,7 @@ mod failure;
 mod history;
 mod phase;
 mod request_id;
+mod savepoint;
 mod settle;
 mod tasks;
 
@@ -32,6 +33,7 @@ pub use self::event::{Action, Event};
 pub use self::history::{JobHistory, NOTES_MAX, Note, RECOVERIES_MAX, Recovery, Restored};
 pub use self::phase::Phase;
 pub use self::request_id::{ParseRequestIdError, SavepointRequestId, SavepointStep};
+pub use self::savepoint::{SAVEPOINTS_MAX, SavepointStatus};
 use crate::checkpoint::Coordinator;
 use crate::graph::regions;
 use crate::mutation::{self, Mutation};
@@ -57,6 +59,8 @@ enum Timer {
     LoadAgain,
     /// Tasks that were deployed long ago should run by now.
     Deploy,
+    /// A checkpoint that a savepoint waits for should have begun by now.
+    Savepoint,
 }
 
 /// How one region is.
@@ -130,12 +134,27 @@ pub struct LastFailure {
     pub failure: TaskFailure,
 }
 
+/// What a job must know of its leader.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Reign {
+    /// The fencing number.
+    pub epoch: Epoch,
+    /// What the wall clock says at [`Time::ZERO`], in milliseconds since the Unix epoch.
+    pub wall_start_ms: u64,
+}
+
+impl Reign {
+    fn wall_ms(&self, now: Time) -> u64 {
+        self.wall_start_ms.saturating_add(now.as_micros() / 1000)
+    }
+}
+
 /// One job under one leader.
 #[derive(Clone, Debug)]
 pub struct Job {
     record: JobRecord,
     graph: ExecutionGraph,
-    epoch: Epoch,
+    reign: Reign,
     attempts: u64,
     phase: Phase,
     regions: Vec<Region>,
@@ -158,6 +177,9 @@ pub struct Job {
     stay: Option<drain::Stay>,
     /// The metadata that is being read.
     loading: Option<CheckpointId>,
+    savepoints: savepoint::Savepoints,
+    /// The checkpoint that it left at its end is not to stay any longer.
+    kept_dropped: bool,
     /// There have been completed checkpoints: beginning anew would repeat what is committed.
     has_completed: bool,
     record_in_flight: Option<JobState>,
@@ -171,25 +193,33 @@ pub struct Job {
 }
 
 impl Job {
-    /// A job whose record has just been stored.
+    /// A job whose record has just been stored; `pointers` are of what it begins from.
     #[must_use]
-    pub fn submitted(epoch: Epoch, record: JobRecord, graph: ExecutionGraph) -> Self {
-        let pointers = CheckpointPointers::default();
-        Self::new(epoch, record, graph, pointers, RegionState::Pending)
+    pub fn submitted(
+        reign: Reign,
+        record: JobRecord,
+        graph: ExecutionGraph,
+        pointers: CheckpointPointers,
+    ) -> Self {
+        Self::new(reign, record, graph, pointers, RegionState::Pending)
     }
 
     /// A job that an earlier leader ran; TaskManagers may report its tasks for so long.
     #[must_use]
     pub fn loaded(
         now: Time,
-        epoch: Epoch,
+        reign: Reign,
         record: JobRecord,
         graph: ExecutionGraph,
         pointers: CheckpointPointers,
         adoption_timeout: Duration,
     ) -> Self {
-        let mut job = Self::new(epoch, record, graph, pointers, RegionState::Adopting);
+        let mut job = Self::new(reign, record, graph, pointers, RegionState::Adopting);
         match job.record.state.clone() {
+            JobState::Active if job.has_lost_its_beginning() => {
+                let reason = "its submission was interrupted before the savepoint that it begins from had been imported: submit it again".into();
+                job.end(now, JobState::Failed { reason });
+            }
             state if state == JobState::Active || mutation::is(Mutation::EndedJobLoaded) => {
                 job.timers.set(Timer::Adoption, now + adoption_timeout);
                 job.coordinator.taken_over();
@@ -209,7 +239,7 @@ impl Job {
 
     /// A job whose stored graph cannot be read: it fails, and what is left of it stays where it is.
     #[must_use]
-    pub fn unreadable(now: Time, epoch: Epoch, record: JobRecord, reason: String) -> Self {
+    pub fn unreadable(now: Time, reign: Reign, record: JobRecord, reason: String) -> Self {
         let graph = ExecutionGraph {
             stages: Vec::new(),
             edges: Vec::new(),
@@ -217,7 +247,7 @@ impl Job {
             job_graph_hash: record.graph_hash,
         };
         let pointers = CheckpointPointers::default();
-        let mut job = Self::new(epoch, record, graph, pointers, RegionState::Adopting);
+        let mut job = Self::new(reign, record, graph, pointers, RegionState::Adopting);
         job.cleaned = true;
         if job.record.state.is_terminal() {
             job.phase = terminal_phase(&job.record.state);
@@ -228,7 +258,7 @@ impl Job {
     }
 
     fn new(
-        epoch: Epoch,
+        reign: Reign,
         record: JobRecord,
         graph: ExecutionGraph,
         pointers: CheckpointPointers,
@@ -267,8 +297,10 @@ impl Job {
             moving: None,
             stay: None,
             loading: None,
+            savepoints: savepoint::Savepoints::default(),
+            kept_dropped: false,
             has_completed: !pointers.completed.is_empty(),
-            coordinator: Coordinator::new(epoch, &record, pointers),
+            coordinator: Coordinator::new(reign.epoch, &record, pointers),
             record_in_flight: None,
             record_changed: false,
             cleaned: false,
@@ -280,8 +312,13 @@ impl Job {
             attempts: 0,
             record,
             graph,
-            epoch,
+            reign,
         }
+    }
+
+    /// It was to begin from a savepoint, of which there is nothing: beginning without it is not what was wished.
+    fn has_lost_its_beginning(&self) -> bool {
+        self.record.began_from.is_some() && !self.has_completed
     }
 
     /// Takes a fact. Facts of old attempts, and of tasks that do not exist, change nothing.
@@ -299,9 +336,28 @@ impl Job {
             Event::Progress(progress) => self.progress(progress),
             Event::Registered { from, running } => self.registered(now, &from, running),
             Event::Suspected(id) => self.suspect(now, id),
-            Event::TaskManagerLost { id, reason } => self.task_manager_lost(now, &id, &reason),
+            Event::TaskManagerLost {
+                id,
+                reason,
+                silent_for,
+            } => self.task_manager_lost(now, &id, &reason, silent_for),
             Event::ChannelBroken { attempt, cause } => self.channel_broken(now, attempt, &cause),
             Event::Cancel => self.cancel(now),
+            Event::Savepoint {
+                id,
+                directory,
+                stop,
+            } => self.savepoint_wished(now, id, directory, stop),
+            Event::SavepointProgress {
+                id,
+                done_bytes,
+                total_bytes,
+            } => self.savepoint_progressed(id, done_bytes, total_bytes),
+            Event::SavepointCopied { id, result } => self.savepoint_copied(now, id, result),
+            Event::DropKept => {
+                self.cleaned &= self.kept_checkpoint().is_none();
+                self.kept_dropped = true;
+            }
             Event::RecordStored => self.record_stored(now),
             Event::RecordFailed { reason } => {
                 self.record_in_flight = None;
@@ -357,6 +413,8 @@ impl Job {
                     self.judge_all(now);
                 }
                 Timer::Deploy => self.deployments_overdue(now),
+                // Whoever waited for too long is told so below.
+                Timer::Savepoint => {}
             }
         }
         self.coordinator.handle_timeout(now);

@@ -6,6 +6,7 @@
 mod drain;
 mod event;
 mod routing;
+mod submission;
 
 use alloc::collections::{BTreeMap, VecDeque};
 use alloc::string::String;
@@ -15,7 +16,8 @@ use tidemill_protocol::record::{CheckpointPointers, JobRecord};
 use tidemill_protocol::{AttemptId, Epoch, ExecutionGraph, Incarnation, JobId, TaskManagerId};
 
 pub use self::event::{Action, Event, Note};
-use crate::job::{self, Job, Resources};
+use self::submission::Submission;
+use crate::job::{self, Job, Reign, Resources};
 use crate::membership::{ConnectionId, LostMember, Member, Membership};
 use crate::scheduler::Pair;
 use crate::time::{Duration, Time};
@@ -35,6 +37,8 @@ const ANNOUNCED_GRACE_PART: u32 = 4;
 pub struct LeaderConfig {
     /// Its fencing number.
     pub epoch: Epoch,
+    /// What the wall clock says at [`Time::ZERO`], in milliseconds since the Unix epoch.
+    pub wall_start_ms: u64,
     /// TaskManagers must have the same.
     pub cluster_config_hash: u64,
     /// How long TaskManagers may take to report what they run, after a take-over.
@@ -43,6 +47,15 @@ pub struct LeaderConfig {
     pub suspicion_timeout: Duration,
     /// How many ended jobs are remembered.
     pub ended_jobs_max: usize,
+}
+
+impl LeaderConfig {
+    fn reign(&self) -> Reign {
+        Reign {
+            epoch: self.epoch,
+            wall_start_ms: self.wall_start_ms,
+        }
+    }
 }
 
 /// A job that the registry holds at a take-over.
@@ -75,7 +88,7 @@ pub struct Leader {
     membership: Membership,
     jobs: BTreeMap<JobId, Job>,
     /// Jobs whose first record is being stored: nobody has been told of them.
-    submissions: BTreeMap<JobId, (JobRecord, ExecutionGraph)>,
+    submissions: BTreeMap<JobId, Submission>,
     broken: Vec<BrokenChannel>,
     keep_apart: BTreeMap<Pair, Time>,
     /// Who has announced himself in the registry, and when TaskManagers that run something are expected to be there
@@ -99,13 +112,13 @@ impl Leader {
             let job = match graph {
                 Ok(graph) => Job::loaded(
                     now,
-                    config.epoch,
+                    config.reign(),
                     record,
                     graph,
                     pointers,
                     config.adoption_timeout,
                 ),
-                Err(reason) => Job::unreadable(now, config.epoch, record, reason),
+                Err(reason) => Job::unreadable(now, config.reign(), record, reason),
             };
             (job.id(), job)
         };
@@ -129,7 +142,25 @@ impl Leader {
     /// Takes a fact.
     pub fn handle(&mut self, now: Time, event: Event) {
         match event {
-            Event::JobSubmitted { record, graph } => self.submitted(record, graph),
+            Event::JobSubmitted {
+                record,
+                graph,
+                pointers,
+            } => self.submitted(record, graph, pointers),
+            Event::SavepointRequested {
+                job,
+                id,
+                directory,
+                stop,
+            } => {
+                let event = job::Event::Savepoint {
+                    id,
+                    directory,
+                    stop,
+                };
+                self.tell(now, job, event);
+            }
+            Event::KeptDropped { job } => self.tell(now, job, job::Event::DropKept),
             Event::CancelRequested { job } => self.tell(now, job, job::Event::Cancel),
             Event::Registering {
                 connection,
@@ -167,6 +198,11 @@ impl Leader {
         jobs.chain(broken)
             .chain(self.membership.next_timeout())
             .chain(self.everybody_at)
+            .chain(
+                self.submissions
+                    .values()
+                    .filter_map(Submission::next_timeout),
+            )
             .min()
     }
 
@@ -188,6 +224,7 @@ impl Leader {
             self.channel_broken(now, broken);
         }
         self.everybody_at = self.everybody_at.filter(|at| *at > now);
+        self.read_back(now);
         for job in self.jobs.values_mut() {
             if job.poll_timeout().is_some_and(|due| due <= now) {
                 job.handle_timeout(now);
@@ -217,7 +254,7 @@ impl Leader {
     pub fn submissions(&self) -> impl Iterator<Item = (&JobRecord, &ExecutionGraph)> {
         self.submissions
             .values()
-            .map(|(record, graph)| (record, graph))
+            .map(|submission| (&submission.record, &submission.graph))
     }
 
     /// The TaskManagers.
@@ -242,30 +279,6 @@ impl Leader {
     #[must_use]
     pub fn lost_members(&self) -> &[LostMember] {
         self.membership.lost()
-    }
-
-    fn submitted(&mut self, record: JobRecord, graph: ExecutionGraph) {
-        self.actions
-            .push_back(Action::StoreJobRecord(record.clone()));
-        self.submissions.insert(record.id, (record, graph));
-    }
-
-    fn performed(&mut self, now: Time, id: JobId, result: job::Event) {
-        let Some((record, graph)) = self.submissions.remove(&id) else {
-            return self.tell(now, id, result);
-        };
-        match result {
-            job::Event::RecordFailed { reason } => {
-                self.actions
-                    .push_back(Action::SubmissionRejected { job: id, reason });
-            }
-            _ => {
-                let mut job = Job::submitted(self.config.epoch, record, graph);
-                job.handle_timeout(now);
-                self.jobs.insert(id, job);
-                self.actions.push_back(Action::SubmissionStored { job: id });
-            }
-        }
     }
 
     fn tell(&mut self, now: Time, job: JobId, event: job::Event) {
@@ -416,7 +429,20 @@ impl Leader {
                             retained,
                         }
                     }
-                    job::Action::DeleteJobObjects => Action::DeleteJobObjects { job: job_id },
+                    job::Action::WriteSavepoint {
+                        id,
+                        directory,
+                        record,
+                        metadata,
+                    } => Action::WriteSavepoint {
+                        id,
+                        directory,
+                        record,
+                        metadata,
+                    },
+                    job::Action::DeleteJobObjects { kept } => {
+                        Action::DeleteJobObjects { job: job_id, kept }
+                    }
                     job::Action::CancelStored => Action::CancelStored { job: job_id },
                     job::Action::Note(note) => Action::Note(Note::Job {
                         job: job_id,
@@ -429,12 +455,13 @@ impl Leader {
         }
     }
 
-    /// Ended jobs are remembered up to a bound; the oldest go first.
+    /// Ended jobs are remembered up to a bound; the oldest go first. One that left a checkpoint is remembered as long as
+    /// that is there: nothing else says that it is.
     fn forget_ended(&mut self) {
         let mut ended: Vec<_> = self
             .jobs
             .values()
-            .filter(|job| job.phase().is_terminal())
+            .filter(|job| job.may_be_forgotten())
             .map(|job| (job.record().submitted_at_ms, job.id()))
             .collect();
         if ended.len() <= self.config.ended_jobs_max {

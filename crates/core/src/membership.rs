@@ -38,6 +38,8 @@ pub struct Member {
     pub connection: ConnectionId,
     /// When it registered.
     pub registered_at: Time,
+    /// When it said something last.
+    pub heard_at: Time,
     /// Until when it may come back, while its control stream is broken.
     pub suspected_until: Option<Time>,
     /// It was told that nothing there is needed any more: its end is no loss.
@@ -65,6 +67,8 @@ pub struct LostMember {
     pub registration: Registration,
     /// When it was found lost.
     pub at: Time,
+    /// When it had said something last.
+    pub heard_at: Time,
     /// Why, for people.
     pub reason: String,
 }
@@ -158,6 +162,7 @@ impl Membership {
             registration,
             connection,
             registered_at: now,
+            heard_at: now,
             suspected_until: None,
             drained: false,
         };
@@ -179,6 +184,14 @@ impl Membership {
         };
         self.remember(now, old, format!("{id} was started again"));
         Ok(superseded)
+    }
+
+    /// A member says something. Says who, when it is one.
+    pub fn heard(&mut self, now: Time, connection: ConnectionId) -> Option<TaskManagerId> {
+        let mut members = self.members.values_mut();
+        let member = members.find(|member| member.connection == connection)?;
+        member.heard_at = now;
+        Some(member.registration.id.clone())
     }
 
     /// A connection ended. Says who is lost by it; nobody, when the connection was replaced before or may come back.
@@ -298,6 +311,7 @@ impl Membership {
         self.lost.push(LostMember {
             registration: member.registration,
             at,
+            heard_at: member.heard_at,
             reason,
         });
     }

@@ -53,8 +53,9 @@ impl Restarts {
         self.restarts
     }
 
-    /// A failure happened: what now? Counts the restart.
-    pub fn failed(&mut self, now: Time) -> Decision {
+    /// A failure happened: what now? Counts the restart. The loss of a TaskManager is not the job's doing: where delays
+    /// grow, the first one after quiet is not waited for, since nothing says that the next restart would fail too.
+    pub fn failed(&mut self, now: Time, task_manager_lost: bool) -> Decision {
         let decision = match self.strategy {
             RestartStrategy::None => Decision::GiveUp {
                 reason: "its restart strategy is `none`".into(),
@@ -81,7 +82,12 @@ impl Restarts {
                     Duration::from_millis(max_ms),
                 );
                 let reset_after = Duration::from_millis(reset_after_ms);
-                self.exponential(now, initial, max, multiplier_percent, reset_after)
+                let first = if task_manager_lost {
+                    Duration::ZERO
+                } else {
+                    initial.min(max)
+                };
+                self.exponential(now, first, (initial, max), multiplier_percent, reset_after)
             }
         };
         if matches!(decision, Decision::Restart { .. }) {
@@ -125,8 +131,8 @@ impl Restarts {
     fn exponential(
         &mut self,
         now: Time,
-        initial: Duration,
-        max: Duration,
+        first: Duration,
+        (initial, max): (Duration, Duration),
         multiplier_percent: u32,
         reset_after: Duration,
     ) -> Decision {
@@ -137,7 +143,7 @@ impl Restarts {
                 let grown = Duration::from_micros(u64::try_from(grown).unwrap_or(u64::MAX));
                 grown.max(initial).min(max)
             }
-            _ => initial.min(max),
+            _ => first,
         };
         self.last = Some((now, after));
         Decision::Restart { after }
@@ -157,7 +163,7 @@ mod tests {
     fn delays(strategy: RestartStrategy, at: &[u64]) -> Vec<Option<u128>> {
         let mut restarts = Restarts::new(strategy, 0);
         at.iter()
-            .map(|at| match restarts.failed(seconds(*at)) {
+            .map(|at| match restarts.failed(seconds(*at), false) {
                 Decision::Restart { after } => Some(after.as_millis()),
                 Decision::GiveUp { .. } => None,
             })
@@ -181,7 +187,7 @@ mod tests {
         );
         let mut resumed = Restarts::new(strategy, 2);
         assert!(matches!(
-            resumed.failed(seconds(1)),
+            resumed.failed(seconds(1), false),
             Decision::GiveUp { .. }
         ));
     }
@@ -212,6 +218,30 @@ mod tests {
             delays(strategy, &[0, 5, 10, 15, 100]),
             [Some(1000), Some(2000), Some(3000), Some(3000), Some(1000)]
         );
+    }
+
+    #[test]
+    fn where_delays_grow_the_first_loss_of_a_taskmanager_is_not_waited_for() {
+        let strategy = RestartStrategy::ExponentialDelay {
+            initial_ms: 1000,
+            max_ms: 3000,
+            multiplier_percent: 200,
+            reset_after_ms: 60_000,
+        };
+        let mut restarts = Restarts::new(strategy, 0);
+        let mut after = |at, lost| match restarts.failed(seconds(at), lost) {
+            Decision::Restart { after } => after.as_secs(),
+            Decision::GiveUp { reason } => panic!("{reason}"),
+        };
+        assert_eq!((after(0, true), after(1, true), after(10, true)), (0, 1, 2));
+        assert_eq!((after(100, true), after(101, false)), (0, 1));
+        assert_eq!((after(200, false), after(201, true)), (1, 2));
+        let delay_ms = 500;
+        let attempts = 1;
+        let fixed = RestartStrategy::FixedDelay { attempts, delay_ms };
+        let after = Duration::from_millis(delay_ms);
+        let decision = Restarts::new(fixed, 0).failed(seconds(0), true);
+        assert_eq!(decision, Decision::Restart { after }, "as it was asked for");
     }
 
     #[test]

@@ -98,8 +98,13 @@ pub enum Event {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
     /// Announce it to every task.
-    Trigger(CheckpointId),
-    /// Tell every task that it will never be published.
+    Trigger {
+        /// Which.
+        checkpoint: CheckpointId,
+        /// The job is to stop at it.
+        then_pause: bool,
+    },
+    /// Tell every task that it will never be published, or that the job does not stop at it.
     Abort(CheckpointId),
     /// Store the metadata object.
     WriteMetadata(CheckpointMetadata),

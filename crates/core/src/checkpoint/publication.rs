@@ -48,27 +48,29 @@ impl Coordinator {
         let is_final = parts.clone().next().is_some() && parts.clone().all(|part| part.finished);
         self.retained.push(new);
         let surplus = self.retained.len().saturating_sub(self.retained_max);
-        let dropped = self.retained.drain(..surplus).map(|one| one.pointer);
-        self.obsolete.extend(dropped);
+        let dropped = self.retained.drain(..surplus).collect();
+        self.let_go(dropped);
         if let Some(record) = self.history.current() {
             record.is_final = is_final;
         }
         let record = self.history.end(now, Outcome::Completed).cloned();
         self.actions.extend(record.map(Action::Completed));
+        let wished_to_stop = current.wish.is_some_and(|wish| wish.stop);
         // Whoever does not run any more gets no `complete`: its next restore replays the commit.
         if self.participants.as_ref() == Some(&current.participants) {
             self.actions.push_back(Action::Complete(checkpoint));
+            let waiting = current.participants.into_keys().collect();
             if is_final {
-                let waiting = current.participants.into_keys().collect();
                 self.committing = Some((checkpoint, waiting));
+            } else if wished_to_stop {
+                self.stopping = Some((checkpoint, waiting));
             }
         }
-        if !self.obsolete.is_empty() {
-            let obsolete = core::mem::take(&mut self.obsolete);
-            let retained = self.retained().cloned().collect();
-            self.actions
-                .push_back(Action::Delete { obsolete, retained });
+        if wished_to_stop && self.stopping.is_none() && self.committing.is_none() {
+            // Whoever has stopped for it goes on.
+            self.actions.push_back(Action::Abort(checkpoint));
         }
+        self.delete_obsolete();
         self.schedule(now);
     }
 
@@ -93,13 +95,15 @@ impl Coordinator {
             .participants
             .as_ref()
             .and_then(|tasks| tasks.get(&task));
-        let Some((last, waiting)) = &mut self.committing else {
+        let is_final = self.committing.is_some();
+        let waited_for = self.committing.as_mut().or(self.stopping.as_mut());
+        let Some((last, waiting)) = waited_for else {
             return;
         };
         if current != Some(&attempt) || checkpoint < *last || !waiting.remove(&task) {
             return;
         }
-        if waiting.is_empty() {
+        if waiting.is_empty() && is_final {
             self.actions.push_back(Action::Finished);
         }
     }

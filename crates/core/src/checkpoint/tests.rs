@@ -134,6 +134,14 @@ fn ready(counter: u64) -> Event {
     }
 }
 
+/// What begins a checkpoint that nothing follows.
+fn trigger(checkpoint: CheckpointId) -> Action {
+    Action::Trigger {
+        checkpoint,
+        then_pause: false,
+    }
+}
+
 fn acknowledgement(
     checkpoint: CheckpointId,
     subtask: u32,
@@ -172,7 +180,7 @@ fn a_checkpoint_is_published_after_its_metadata_and_completed_after_that() {
         driven.coordinator.poll_timeout(),
         Some(Time::from_micros(SECOND))
     );
-    assert_eq!(driven.at(SECOND).actions(), [Action::Trigger(id(1))]);
+    assert_eq!(driven.at(SECOND).actions(), [trigger(id(1))]);
     assert_eq!(
         driven.at(3 * SECOND).actions(),
         [],
@@ -180,7 +188,7 @@ fn a_checkpoint_is_published_after_its_metadata_and_completed_after_that() {
     );
     assert_eq!(
         driven.complete(id(1), false),
-        [Action::Complete(id(1)), Action::Trigger(id(2))]
+        [Action::Complete(id(1)), trigger(id(2))]
     );
     assert_eq!(driven.coordinator.last(), Some(&pointer(1)));
     let record = driven
@@ -298,7 +306,7 @@ fn losing_tasks_gives_up_what_is_not_being_published_and_counts_as_no_failure() 
         });
         assert_eq!(
             driven.actions(),
-            [Action::Trigger(id(counter)), Action::Abort(id(counter))]
+            [trigger(id(counter)), Action::Abort(id(counter))]
         );
         driven.tell(ready(1));
     }
@@ -340,7 +348,7 @@ fn a_checkpoint_that_takes_too_long_names_who_is_missing() {
     driven.at(SECOND).actions();
     driven.tell(acknowledgement(id(1), 0, attempt(1), false));
     let aborted = driven.at(11 * SECOND).actions();
-    assert_eq!(aborted, [Action::Abort(id(1)), Action::Trigger(id(2))]);
+    assert_eq!(aborted, [Action::Abort(id(1)), trigger(id(2))]);
     let first = driven
         .coordinator
         .history()
@@ -358,7 +366,7 @@ fn the_job_is_finished_when_the_final_checkpoint_is_published_and_all_have_commi
     let mut driven = Driven::ready();
     driven.at(SECOND / 2);
     driven.tell(Event::AllFinished);
-    assert_eq!(driven.actions(), [Action::Trigger(id(1))], "at once");
+    assert_eq!(driven.actions(), [trigger(id(1))], "at once");
     assert_eq!(driven.complete(id(1), true), [Action::Complete(id(1))]);
     assert_eq!(driven.coordinator.poll_timeout(), None, "nothing follows");
     driven.tell(committed(0, id(1)));
@@ -377,7 +385,7 @@ fn a_checkpoint_in_flight_when_all_finish_is_followed_by_the_final_one() {
     assert_eq!(driven.actions(), []);
     assert_eq!(
         driven.complete(id(1), false),
-        [Action::Complete(id(1)), Action::Trigger(id(2))]
+        [Action::Complete(id(1)), trigger(id(2))]
     );
     assert_eq!(driven.complete(id(2), true), [Action::Complete(id(2))]);
 }
@@ -393,7 +401,7 @@ fn a_failed_final_checkpoint_is_tried_again_after_a_pause() {
         reason: "disk full".into(),
     });
     assert_eq!(driven.actions(), [Action::Abort(id(1))]);
-    assert_eq!(driven.at(SECOND).actions(), [Action::Trigger(id(2))]);
+    assert_eq!(driven.at(SECOND).actions(), [trigger(id(2))]);
 }
 
 #[test]
@@ -408,7 +416,7 @@ fn periodic_checkpoints_can_be_off_and_the_final_one_still_comes() {
     driven.tell(ready(1));
     assert_eq!(driven.coordinator.poll_timeout(), None);
     driven.tell(Event::AllFinished);
-    assert_eq!(driven.actions(), [Action::Trigger(id(1))]);
+    assert_eq!(driven.actions(), [trigger(id(1))]);
 }
 
 #[test]
@@ -428,4 +436,126 @@ fn a_damaged_checkpoint_is_not_used_again_and_is_deleted_after_the_next() {
     };
     assert_eq!(actions, [Action::Complete(id(3)), deletion]);
     assert!(!driven.coordinator.damaged(id(1)), "none is left");
+}
+
+const SAVEPOINT: Option<Wish> = Some(Wish { stop: false });
+const STOP: Option<Wish> = Some(Wish { stop: true });
+
+fn stop_at(checkpoint: CheckpointId) -> Action {
+    Action::Trigger {
+        checkpoint,
+        then_pause: true,
+    }
+}
+
+#[test]
+fn a_savepoint_is_taken_after_the_wish_and_at_once() {
+    let mut driven = Driven::ready();
+    assert_eq!(driven.at(SECOND).actions(), [trigger(id(1))]);
+    driven.coordinator.wish(driven.now, SAVEPOINT);
+    assert_eq!(driven.actions(), [], "the one in flight may lack something");
+    assert_eq!(
+        driven.complete(id(1), false),
+        [Action::Complete(id(1)), trigger(id(2))],
+        "and the next does not wait for the interval"
+    );
+    driven.complete(id(2), false);
+    assert_eq!(driven.at(SECOND + SECOND / 2).actions(), []);
+}
+
+#[test]
+fn a_savepoint_that_fails_fails_no_job_and_is_not_repeated() {
+    let mut driven = Driven::ready();
+    for counter in 1..=5 {
+        driven.coordinator.wish(driven.now, SAVEPOINT);
+        assert_eq!(driven.actions(), [trigger(id(counter))]);
+        let reason = "no room".into();
+        let (attempt, task) = (attempt(1), TaskId::new(0, 0));
+        let checkpoint = id(counter);
+        driven.tell(Event::Declined {
+            attempt,
+            task,
+            checkpoint,
+            reason,
+        });
+        assert_eq!(driven.actions(), [Action::Abort(id(counter))]);
+    }
+}
+
+#[test]
+fn a_job_stops_when_all_have_committed_and_nothing_begins_meanwhile() {
+    let mut driven = Driven::ready();
+    driven.coordinator.wish(driven.now, STOP);
+    assert_eq!(driven.actions(), [stop_at(id(1))]);
+    assert_eq!(driven.complete(id(1), false), [Action::Complete(id(1))]);
+    assert!(driven.coordinator.is_stopping() && !driven.coordinator.has_stopped());
+    for subtask in 0..2 {
+        driven.tell(Event::Committed {
+            attempt: attempt(1),
+            task: TaskId::new(0, subtask),
+            checkpoint: id(1),
+        });
+    }
+    assert!(driven.coordinator.has_stopped());
+    assert_eq!(driven.at(60 * SECOND).actions(), []);
+    assert_eq!(driven.coordinator.restart_point(), Some(&pointer(1)));
+}
+
+#[test]
+fn a_job_that_does_not_stop_after_all_goes_on() {
+    let mut driven = Driven::ready();
+    driven.coordinator.wish(driven.now, STOP);
+    driven.actions();
+    driven.complete(id(1), false);
+    driven.coordinator.resume(driven.now);
+    assert_eq!(driven.actions(), [Action::Abort(id(1))]);
+    assert_eq!(driven.at(SECOND).actions(), [trigger(id(2))]);
+}
+
+#[test]
+fn whoever_paused_goes_on_when_others_are_lost() {
+    let mut driven = Driven::ready();
+    driven.coordinator.wish(driven.now, STOP);
+    driven.actions();
+    driven.complete(id(1), false);
+    let reason = "a TaskManager is lost".into();
+    driven.tell(Event::TasksLost { reason });
+    assert!(!driven.coordinator.is_stopping());
+    assert_eq!(driven.actions(), [Action::Abort(id(1))]);
+    // And when that happened while the pointer was being written.
+    let mut driven = Driven::ready();
+    driven.coordinator.wish(driven.now, STOP);
+    driven.actions();
+    driven.collect(id(1), false);
+    let reason = "a TaskManager is lost".into();
+    driven.tell(Event::TasksLost { reason });
+    driven.tell(Event::Published { checkpoint: id(1) });
+    assert_eq!(driven.actions(), [Action::Abort(id(1))]);
+    assert!(!driven.coordinator.is_stopping());
+}
+
+#[test]
+fn a_checkpoint_that_is_being_copied_stays_until_every_copy_is_over() {
+    let mut driven = Driven::ready();
+    driven.at(SECOND).actions();
+    driven.complete(id(1), false);
+    driven.coordinator.pin(id(1));
+    driven.coordinator.pin(id(1));
+    for counter in 2..=4 {
+        driven.at(counter * SECOND).actions();
+        let actions = driven.complete(id(counter), false);
+        let deletes = |action: &Action| matches!(action, Action::Delete { obsolete, retained } if obsolete.contains(&pointer(1)) || !retained.contains(&pointer(1)));
+        assert!(!actions.iter().any(deletes), "{actions:?}");
+    }
+    let retained: Vec<_> = driven.coordinator.retained().cloned().collect();
+    assert_eq!(
+        retained,
+        [pointer(3), pointer(4)],
+        "no restart goes back to it"
+    );
+    driven.coordinator.unpin(id(1));
+    assert_eq!(driven.actions(), []);
+    driven.coordinator.unpin(id(1));
+    let obsolete = [pointer(1)].into();
+    assert_eq!(driven.actions(), [Action::Delete { obsolete, retained }]);
 }

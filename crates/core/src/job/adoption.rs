@@ -380,7 +380,7 @@ impl Job {
         if let Some((task, from, failure)) = failed {
             // The change of a leader is not counted against a job, but this is.
             let cause = self.note_failure(now, &from, task, failure);
-            match self.restarts.failed(now) {
+            match self.restarts.failed(now, false) {
                 Decision::GiveUp { reason } => {
                     let reason = format!("{cause}; {reason}");
                     return self.end(now, JobState::Failed { reason });

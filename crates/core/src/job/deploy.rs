@@ -171,7 +171,7 @@ impl Job {
         resources: &Resources,
     ) {
         self.attempts += 1;
-        let attempt = AttemptId::new(self.epoch, self.attempts);
+        let attempt = AttemptId::new(self.reign.epoch, self.attempts);
         let state = &mut self.regions[region];
         let runs_again = state.attempt.is_some();
         state.attempt = Some(attempt);

@@ -36,7 +36,7 @@ impl Job {
     /// Whether tasks of it may be moved now: when all run, and none move already.
     #[must_use]
     pub fn may_leave(&self) -> bool {
-        self.phase == Phase::Running && self.moving.is_none()
+        self.phase == Phase::Running && self.moving.is_none() && !self.is_to_stop()
     }
 
     /// These TaskManagers want to go. `resources` are those without this job's own use; the ones that want to go are
@@ -127,8 +127,7 @@ impl Job {
         let names: Vec<String> = moving.from.iter().map(|id| id.0.clone()).collect();
         let cause = alloc::format!("{} is being drained", names.join(", "));
         let reason = cause.clone();
-        self.coordinator
-            .handle(now, checkpoint::Event::TasksLost { reason });
+        self.tasks_lost(now, reason);
         let restarted = hit
             .iter()
             .map(|region| self.region_tasks[*region].len())

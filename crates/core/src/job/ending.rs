@@ -27,8 +27,10 @@ impl Job {
             self.note(now, Note::Failed { reason });
         }
         self.record.state = state;
+        self.record.ended_at_ms = Some(self.reign.wall_ms(now));
         self.become_phase(now, Phase::Ending);
         self.timers.stop_all();
+        self.coordinator.end();
         let reason = "the job has ended".into();
         self.coordinator
             .handle(now, checkpoint::Event::TasksLost { reason });

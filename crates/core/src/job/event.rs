@@ -7,8 +7,9 @@ use tidemill_protocol::manifest::CheckpointMetadata;
 use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord};
 use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 
-use super::Note;
+use super::{Note, SavepointRequestId};
 use crate::checkpoint;
+use crate::time::Duration;
 
 /// What a job is told.
 #[derive(Clone, Debug)]
@@ -43,6 +44,8 @@ pub enum Event {
         id: TaskManagerId,
         /// Why, for people.
         reason: String,
+        /// How long ago it was last heard of.
+        silent_for: Option<Duration>,
     },
     /// The data connection between two TaskManagers broke under an attempt, and both live.
     ChannelBroken {
@@ -53,6 +56,33 @@ pub enum Event {
     },
     /// A user asks for the job's end.
     Cancel,
+    /// A user wishes for a savepoint. A wish that is known already changes nothing.
+    Savepoint {
+        /// What the wish is called.
+        id: SavepointRequestId,
+        /// Where to.
+        directory: String,
+        /// The job is to end when it is written.
+        stop: bool,
+    },
+    /// How far a savepoint's copy is.
+    SavepointProgress {
+        /// For which wish.
+        id: SavepointRequestId,
+        /// Bytes copied.
+        done_bytes: u64,
+        /// Bytes to copy.
+        total_bytes: u64,
+    },
+    /// A savepoint's copy is over: its size in bytes, or why there is none.
+    SavepointCopied {
+        /// For which wish.
+        id: SavepointRequestId,
+        /// What came of it.
+        result: Result<u64, String>,
+    },
+    /// The checkpoint that the ended job left is not to stay any longer.
+    DropKept,
     /// The last record given out is stored.
     RecordStored,
     /// The last record given out may not be stored.
@@ -113,8 +143,22 @@ pub enum Action {
         /// Whatever these name stays.
         retained: Vec<CheckpointPointer>,
     },
-    /// The job has ended and that is stored: delete its checkpoints and their pointers.
-    DeleteJobObjects,
+    /// Copy a completed checkpoint as a savepoint.
+    WriteSavepoint {
+        /// For which wish.
+        id: SavepointRequestId,
+        /// Where to.
+        directory: String,
+        /// The job.
+        record: JobRecord,
+        /// The checkpoint, which stays until the answer.
+        metadata: CheckpointMetadata,
+    },
+    /// The job has ended and that is stored: delete its checkpoints and their pointers, but for one.
+    DeleteJobObjects {
+        /// What stays.
+        kept: Option<CheckpointPointer>,
+    },
     /// The wish to cancel is stored.
     CancelStored,
     /// For logs.

@@ -11,7 +11,6 @@ use tidemill_protocol::{AttemptId, CheckpointId, TaskId, TaskManagerId};
 use super::{
     DEPLOY_TIMEOUT, Job, LastFailure, Note, Recovery, Region, RegionState, TaskStatus, Timer,
 };
-use crate::checkpoint;
 use crate::recovery::failed_regions;
 use crate::restart::Decision;
 use crate::time::{Duration, Time};
@@ -67,7 +66,13 @@ impl Job {
         self.fail(now, &[task].into(), &cause, 0);
     }
 
-    pub(super) fn task_manager_lost(&mut self, now: Time, id: &TaskManagerId, reason: &str) {
+    pub(super) fn task_manager_lost(
+        &mut self,
+        now: Time,
+        id: &TaskManagerId,
+        reason: &str,
+        silent_for: Option<Duration>,
+    ) {
         self.suspected.remove(id);
         let there = self.placements.iter().filter(|(_, place)| *place == id);
         let lost: BTreeSet<TaskId> = there.map(|(task, _)| *task).collect();
@@ -89,6 +94,7 @@ impl Job {
         if self.phase.is_active() && hit.iter().any(|region| self.regions[*region].is_live()) {
             self.blame_cluster(now, &cause);
             self.fail(now, &missed, &cause, missed.len());
+            self.history.was_silent(now, silent_for);
         }
         self.reporter_lost(now, id);
     }
@@ -98,8 +104,7 @@ impl Job {
         let affected = self.placements.values().any(|place| *place == id);
         if affected && !self.coordinator.is_committing() {
             let reason = format!("the control stream of TaskManager {id} broke");
-            self.coordinator
-                .handle(now, checkpoint::Event::TasksLost { reason });
+            self.tasks_lost(now, reason);
         }
         self.suspected.insert(id);
     }
@@ -159,9 +164,42 @@ impl Job {
             self.fail(now, &tasks, &cause, 0);
             return;
         };
-        self.stop_region(region);
-        self.regions[region].state = RegionState::Pending;
+        if self.regions[region].state == RegionState::Running {
+            self.image_lost(now, region, &reason);
+        } else {
+            self.stop_region(region);
+            self.regions[region].state = RegionState::Pending;
+        }
         self.checkpoint_damaged(now, checkpoint, reason);
+    }
+
+    /// The image of a task that runs already, and has been filled since, turned out to be damaged. Whatever has been
+    /// captured of it since is made of it too.
+    fn image_lost(&mut self, now: Time, region: usize, reason: &str) {
+        let cause = format!("a task that runs could not be restored to the end: {reason}");
+        self.blame_cluster(now, &cause);
+        let live = |region: &usize| self.regions[*region].is_live();
+        let hit: BTreeSet<usize> = if self.coordinator.is_committing() {
+            (0..self.regions.len()).filter(live).collect()
+        } else {
+            [region].into()
+        };
+        self.tasks_lost(now, cause.clone());
+        let restarted = hit.iter().map(|hit| self.region_tasks[*hit].len()).sum();
+        for region in &hit {
+            self.stop_region(*region);
+            self.regions[*region].state = RegionState::Pending;
+        }
+        self.begin_recovery(now, hit, cause.clone(), 0, restarted, Duration::ZERO);
+        let delay = Duration::ZERO;
+        self.note(
+            now,
+            Note::RecoveryBegun {
+                cause,
+                restarted,
+                delay,
+            },
+        );
     }
 
     pub(super) fn checkpoint_damaged(
@@ -228,10 +266,8 @@ impl Job {
         if hit.is_empty() || !self.phase.is_active() {
             return;
         }
-        let reason = cause.to_string();
-        self.coordinator
-            .handle(now, checkpoint::Event::TasksLost { reason });
-        match self.restarts.failed(now) {
+        self.tasks_lost(now, cause.to_string());
+        match self.restarts.failed(now, lost > 0) {
             Decision::GiveUp { reason } => {
                 let reason = format!("{cause}; {reason}");
                 self.end(now, JobState::Failed { reason });
@@ -252,13 +288,18 @@ impl Job {
             .iter()
             .map(|region| self.region_tasks[*region].len())
             .sum();
+        let state = if after.is_zero() {
+            RegionState::Pending
+        } else {
+            self.timers.set(Timer::Restart, now + after);
+            RegionState::Delayed
+        };
         for region in &hit {
             self.stop_region(*region);
-            self.regions[*region].state = RegionState::Delayed;
+            self.regions[*region].state = state;
         }
         self.record.restarts = self.restarts.count();
         self.store_record();
-        self.timers.set(Timer::Restart, now + after);
         let cause = cause.to_string();
         self.begin_recovery(now, hit, cause.clone(), lost, restarted, after);
         self.note(
@@ -289,6 +330,7 @@ impl Job {
         self.history.begin(Recovery {
             cause,
             detected_at: now,
+            detected_within: None,
             delay,
             planned_at: None,
             running_at: None,

@@ -92,6 +92,22 @@ pub enum Note {
     },
     /// A checkpoint was published or given up.
     Checkpoint(CheckpointRecord),
+    /// A savepoint is written.
+    SavepointWritten {
+        /// Where.
+        directory: String,
+        /// Of which checkpoint.
+        checkpoint: CheckpointId,
+        /// Its size.
+        bytes: u64,
+    },
+    /// A savepoint could not be written.
+    SavepointFailed {
+        /// Where to.
+        directory: String,
+        /// Why.
+        reason: String,
+    },
     /// A completed checkpoint cannot be used: what was committed since the one before may appear again.
     CheckpointDamaged {
         /// Which.
@@ -119,6 +135,7 @@ impl Note {
             Self::TaskFailed { .. }
             | Self::RecoveryBegun { .. }
             | Self::CheckpointDamaged { .. }
+            | Self::SavepointFailed { .. }
             | Self::Retrying { .. }
             | Self::WaitingForSlots(_)
             | Self::CannotMove { .. }
@@ -127,6 +144,7 @@ impl Note {
             Self::Phase { .. }
             | Self::Adopted { .. }
             | Self::MoveBegun { .. }
+            | Self::SavepointWritten { .. }
             | Self::Deployed { .. }
             | Self::Recovered { .. } => false,
         }
@@ -196,6 +214,17 @@ impl fmt::Display for Note {
                 timings.module_us, timings.fetch_us, timings.restore_us
             ),
             Self::Checkpoint(record) => fmt_checkpoint(record, f),
+            Self::SavepointWritten {
+                directory,
+                checkpoint,
+                bytes,
+            } => write!(
+                f,
+                "savepoint {directory} is written: checkpoint {checkpoint}, {bytes} bytes"
+            ),
+            Self::SavepointFailed { directory, reason } => {
+                write!(f, "savepoint {directory} could not be written: {reason}")
+            }
             Self::CheckpointDamaged { checkpoint, reason } => write!(
                 f,
                 "checkpoint {checkpoint} cannot be used, so the one before is: output committed since that one may appear again ({reason})"
@@ -258,6 +287,8 @@ pub struct Recovery {
     pub cause: String,
     /// When the leader learned of it.
     pub detected_at: Time,
+    /// How long before that the lost TaskManager was last heard of, when one was lost.
+    pub detected_within: Option<Duration>,
     /// The restart strategy's delay.
     pub delay: Duration,
     /// When it was planned and sent out.
@@ -278,6 +309,18 @@ pub struct Recovery {
     pub sources: BTreeMap<ImageSource, Restored>,
     /// The regions that have not been seen running since.
     pub(super) open: BTreeSet<usize>,
+}
+
+impl Recovery {
+    /// From the plan until every task ran, without the longest of the tasks' own steps: commands, channels, answers.
+    #[must_use]
+    pub fn resume(&self) -> Option<Duration> {
+        let all = self.running_at?.since(self.planned_at?);
+        let timings = &self.timings;
+        let steps = [timings.module_us, timings.fetch_us, timings.restore_us];
+        let steps = steps.into_iter().fold(0, u64::saturating_add);
+        Some(all.saturating_sub(Duration::from_micros(steps)))
+    }
 }
 
 /// What was restored from one kind of source.
@@ -326,6 +369,14 @@ impl JobHistory {
     #[must_use]
     pub fn recovered(&self) -> u64 {
         self.recovered
+    }
+
+    /// The TaskManager whose loss has just begun a recovery had not been heard of for so long.
+    pub(super) fn was_silent(&mut self, now: Time, silent_for: Option<Duration>) {
+        let newest = self.recoveries.back_mut();
+        if let Some(recovery) = newest.filter(|recovery| recovery.detected_at == now) {
+            recovery.detected_within = recovery.detected_within.max(silent_for);
+        }
     }
 
     /// The tasks of a region in recovery run again.

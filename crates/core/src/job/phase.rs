@@ -58,6 +58,24 @@ const STEPS: &[(Phase, &[Phase])] = &[
     (Failed, &[]),
 ];
 
+impl core::fmt::Display for Phase {
+    fn fmt(&self, f: &mut core::fmt::Formatter<'_>) -> core::fmt::Result {
+        f.write_str(match self {
+            Adopting => "being taken over",
+            Waiting => "waiting for slots",
+            Deploying => "being deployed",
+            Running => "running",
+            Restarting => "restarting",
+            Finishing => "finishing",
+            Cancelling => "being cancelled",
+            Ending => "ending",
+            Finished => "finished",
+            Cancelled => "cancelled",
+            Failed => "failed",
+        })
+    }
+}
+
 impl Phase {
     /// Whether a job may go from this phase to that.
     #[must_use]

@@ -1,5 +1,6 @@
 //! What follows every fact: the coordinator's wishes are passed on, and the phase is what the regions say.
 
+use alloc::string::String;
 use tidemill_protocol::TaskId;
 use tidemill_protocol::control::Command;
 use tidemill_protocol::record::JobState;
@@ -33,10 +34,14 @@ impl Job {
         self.settle_phase(now);
         self.make_move(now);
         self.drain_coordinator(now);
+        self.settle_savepoints(now);
+        self.drain_coordinator(now);
         self.settle_phase(now);
-        if self.phase.is_terminal() && !self.cleaned && !self.coordinator.is_publication_pending() {
+        let in_use = self.coordinator.is_publication_pending() || self.is_copying();
+        if self.phase.is_terminal() && !self.cleaned && !in_use {
             self.cleaned = true;
-            self.actions.push_back(Action::DeleteJobObjects);
+            let kept = self.kept_checkpoint().cloned();
+            self.actions.push_back(Action::DeleteJobObjects { kept });
         }
     }
 
@@ -67,6 +72,13 @@ impl Job {
         self.become_phase(now, phase);
     }
 
+    /// Tasks do not run any more: the checkpoint in flight is given up, and nothing stops at it.
+    pub(super) fn tasks_lost(&mut self, now: Time, reason: String) {
+        self.not_stopped(&reason);
+        self.coordinator
+            .handle(now, checkpoint::Event::TasksLost { reason });
+    }
+
     /// Tells the coordinator when checkpoints may begin.
     pub(super) fn settle_readiness(&mut self, now: Time) {
         let reachable = !self
@@ -93,9 +105,13 @@ impl Job {
     pub(super) fn drain_coordinator(&mut self, now: Time) {
         while let Some(action) = self.coordinator.poll_action() {
             match action {
-                checkpoint::Action::Trigger(checkpoint) => {
+                checkpoint::Action::Trigger {
+                    checkpoint,
+                    then_pause,
+                } => {
+                    self.savepoints_begin(checkpoint);
                     self.announce(|job, attempt| Command::TriggerCheckpoint {
-                        then_pause: false,
+                        then_pause,
                         job,
                         attempt,
                         checkpoint,
@@ -137,9 +153,13 @@ impl Job {
                 checkpoint::Action::Completed(record) => {
                     self.has_completed = true;
                     self.move_is_due();
+                    self.savepoints_published(record.id);
                     self.note(now, Note::Checkpoint(record));
                 }
-                checkpoint::Action::Failed(record) => self.note(now, Note::Checkpoint(record)),
+                checkpoint::Action::Failed(record) => {
+                    self.savepoints_given_up(&record);
+                    self.note(now, Note::Checkpoint(record));
+                }
                 checkpoint::Action::FailJob { reason } => {
                     self.checkpoints_failed(now, &reason);
                 }

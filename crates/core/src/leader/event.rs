@@ -9,7 +9,7 @@ use tidemill_protocol::manifest::CheckpointMetadata;
 use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord};
 use tidemill_protocol::{CheckpointId, ExecutionGraph, Incarnation, JobId, TaskManagerId};
 
-use crate::job;
+use crate::job::{self, SavepointRequestId};
 use crate::membership::{ConnectionId, HowLost};
 
 /// What a leader is told.
@@ -21,6 +21,25 @@ pub enum Event {
         record: JobRecord,
         /// Its graph, checked and resolved.
         graph: ExecutionGraph,
+        /// The checkpoint that it begins from, if it begins from one: its objects are stored already. Published before
+        /// anything runs.
+        pointers: CheckpointPointers,
+    },
+    /// A user wishes for a savepoint.
+    SavepointRequested {
+        /// Of which job.
+        job: JobId,
+        /// What the wish is called.
+        id: SavepointRequestId,
+        /// Where to.
+        directory: String,
+        /// The job is to end when it is written.
+        stop: bool,
+    },
+    /// A user deletes the checkpoint that an ended job left.
+    KeptDropped {
+        /// Whose.
+        job: JobId,
     },
     /// A user asks for a job's end.
     CancelRequested {
@@ -148,10 +167,24 @@ pub enum Action {
         /// Whatever these name stays.
         retained: Vec<CheckpointPointer>,
     },
-    /// A job has ended, which is stored: delete its pointers and everything that its tasks stored. No answer.
+    /// Copy a completed checkpoint as a savepoint. Answer `SavepointCopied`, and `SavepointProgress` on the way.
+    WriteSavepoint {
+        /// For which wish.
+        id: SavepointRequestId,
+        /// Where to.
+        directory: String,
+        /// The job.
+        record: JobRecord,
+        /// The checkpoint: nothing of it is deleted before the answer.
+        metadata: CheckpointMetadata,
+    },
+    /// A job has ended, which is stored: delete its pointers and everything that its tasks stored, but for one
+    /// checkpoint perhaps. No answer.
     DeleteJobObjects {
         /// Which.
         job: JobId,
+        /// What stays.
+        kept: Option<CheckpointPointer>,
     },
     /// Delete an ended job's record, its graph and whatever else is left of it. No answer.
     ForgetJob {

@@ -110,10 +110,9 @@ impl Leader {
     }
 
     pub(super) fn message(&mut self, now: Time, connection: ConnectionId, message: ToLeader) {
-        let Some(member) = self.membership.at(connection) else {
+        let Some(from) = self.membership.heard(now, connection) else {
             return;
         };
-        let from = member.registration.id.clone();
         match message {
             // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
             ToLeader::Register(_) | ToLeader::Follow(_) | ToLeader::Logs { .. } => {}
@@ -228,7 +227,17 @@ impl Leader {
             }
         };
         self.actions.push_back(Action::Note(note));
-        self.tell_all(now, &job::Event::TaskManagerLost { id, reason });
+        let lost = self.membership.lost().last();
+        let lost = lost.filter(|lost| lost.registration.id == id && lost.at == now);
+        let silent_for = lost.map(|lost| now.since(lost.heard_at));
+        self.tell_all(
+            now,
+            &job::Event::TaskManagerLost {
+                id,
+                reason,
+                silent_for,
+            },
+        );
     }
 
     /// The grace is over: if both ends still live, they cannot reach each other and are kept apart.

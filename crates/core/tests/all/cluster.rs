@@ -5,17 +5,17 @@ use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 use tidemill_core::Time;
 use tidemill_core::checkpoint;
-use tidemill_core::job::{self, Job, Phase};
+use tidemill_core::job::{self, Job, Phase, SavepointRequestId, SavepointStatus};
 use tidemill_core::leader::{Action, Event, Leader, LeaderConfig, LoadedJob, Note};
 use tidemill_core::membership::{ConnectionId, HowLost, Member};
 use tidemill_protocol::control::{Command, FromLeader, TaskDeployment, ToLeader};
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
-use tidemill_protocol::record::{CheckpointPointers, JobRecord, JobState};
+use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord, JobState};
 use tidemill_protocol::{
     AttemptId, CheckpointId, Epoch, ExecutionGraph, Incarnation, JobId, TaskId, TaskManagerId,
 };
 
-use crate::task_manager::{Behaviour, TaskManager};
+use crate::task_manager::{Behaviour, TaskManager, image};
 
 /// How a reply of the registry gets lost, or a write fails.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -53,6 +53,13 @@ pub(crate) struct Cluster {
     pub(crate) stored: BTreeSet<JobId>,
     pub(crate) rejected: BTreeSet<JobId>,
     pub(crate) cleaned: BTreeSet<JobId>,
+    /// Savepoints are not copied until [`Cluster::copies_end`].
+    pub(crate) copies_hang: bool,
+    pub(crate) copies: Vec<(JobId, SavepointRequestId, CheckpointId)>,
+    /// The savepoints that were written.
+    pub(crate) savepoints: BTreeMap<SavepointRequestId, CheckpointId>,
+    /// Checkpoints whose objects were deleted.
+    deleted: BTreeSet<(JobId, CheckpointId)>,
     pub(crate) refused: Vec<String>,
     pub(crate) notes: Vec<String>,
     /// Checkpoints that were damaged: only then an older one is gone back to.
@@ -78,13 +85,25 @@ pub(crate) struct Cluster {
     pasts: BTreeMap<(JobId, CheckpointId, TaskId), Vec<CheckpointId>>,
 }
 
+/// What the wall clock says when the world begins.
+pub(crate) const WALL_START_MS: u64 = 1_700_000_000_000;
+
 fn config(epoch: u64) -> LeaderConfig {
     LeaderConfig {
         epoch: Epoch(epoch),
+        wall_start_ms: WALL_START_MS,
         cluster_config_hash: 7,
         adoption_timeout: Duration::from_secs(3),
         suspicion_timeout: Duration::from_secs(2),
         ended_jobs_max: 10,
+    }
+}
+
+fn object(job: JobId, checkpoint: CheckpointId) -> ObjectRef {
+    ObjectRef {
+        key: format!("{job}/{checkpoint}"),
+        len: 1,
+        hash: [0; 32],
     }
 }
 
@@ -110,6 +129,10 @@ impl Cluster {
             stored: BTreeSet::new(),
             rejected: BTreeSet::new(),
             cleaned: BTreeSet::new(),
+            copies_hang: false,
+            copies: vec![],
+            savepoints: BTreeMap::new(),
+            deleted: BTreeSet::new(),
             refused: vec![],
             notes: vec![],
             fallbacks: 0,
@@ -214,7 +237,86 @@ impl Cluster {
 
     pub(crate) fn submit(&mut self, record: JobRecord, graph: ExecutionGraph) {
         self.graphs.insert(record.id, graph.clone());
-        self.tell(Event::JobSubmitted { record, graph });
+        self.tell(Event::JobSubmitted {
+            record,
+            graph,
+            pointers: CheckpointPointers::default(),
+        });
+    }
+
+    /// A user submits a job that begins from a checkpoint of another, whose objects have been imported for it.
+    pub(crate) fn submit_from(&mut self, mut record: JobRecord, from: JobId) {
+        let newest = self
+            .metadata
+            .iter()
+            .rev()
+            .find(|((job, _), _)| *job == from);
+        let mut metadata = newest.expect("there is a checkpoint").1.clone();
+        let (job, checkpoint) = (record.id, CheckpointId::new(Epoch(self.epoch), 0));
+        (metadata.job, metadata.checkpoint) = (job, checkpoint);
+        for part in &mut metadata.tasks {
+            part.manifest = image(job, part.task, checkpoint);
+            self.pasts.insert((job, checkpoint, part.task), Vec::new());
+        }
+        self.metadata.insert((job, checkpoint), metadata);
+        let graph = self.graphs[&from].clone();
+        self.graphs.insert(job, graph.clone());
+        record.began_from = Some(format!("savepoints/{from}"));
+        let metadata = object(job, checkpoint);
+        let pointer = CheckpointPointer {
+            checkpoint,
+            metadata,
+        };
+        let pointers = CheckpointPointers {
+            completed: [pointer].into(),
+        };
+        self.tell(Event::JobSubmitted {
+            record,
+            graph,
+            pointers,
+        });
+    }
+
+    /// A user wishes for a savepoint.
+    pub(crate) fn savepoint(&mut self, job: JobId, id: u128, stop: bool) {
+        self.tell(Event::SavepointRequested {
+            job,
+            id: SavepointRequestId(id),
+            directory: format!("savepoints/{id}"),
+            stop,
+        });
+    }
+
+    /// How that stands.
+    pub(crate) fn savepoint_status(&self, job: JobId, id: u128) -> SavepointStatus {
+        let status = self.job(job).savepoint(SavepointRequestId(id));
+        status.expect("the leader knows the wish")
+    }
+
+    /// The copies that hung are made, or not.
+    pub(crate) fn copies_end(&mut self, result: &Result<u64, String>) {
+        self.copies_hang = false;
+        for (job, id, checkpoint) in std::mem::take(&mut self.copies) {
+            self.copied(job, id, checkpoint, result.clone());
+        }
+        self.run();
+    }
+
+    fn copied(
+        &mut self,
+        job: JobId,
+        id: SavepointRequestId,
+        checkpoint: CheckpointId,
+        result: Result<u64, String>,
+    ) {
+        assert!(
+            !self.deleted.contains(&(job, checkpoint)) && !self.cleaned.contains(&job),
+            "what is being copied stays"
+        );
+        if result.is_ok() {
+            self.savepoints.insert(id, checkpoint);
+        }
+        self.answer(job, job::Event::SavepointCopied { id, result });
     }
 
     pub(crate) fn cancel(&mut self, job: JobId) {
@@ -228,6 +330,7 @@ impl Cluster {
         self.to_leader.clear();
         self.results.clear();
         self.publications.clear();
+        self.copies.clear();
         for task_manager in self.task_managers.values_mut() {
             task_manager.connection = None;
         }
@@ -484,14 +587,38 @@ impl Cluster {
             } => {
                 let named = &self.pointers[&job].completed;
                 assert!(obsolete.iter().all(|pointer| !named.contains(pointer)));
+                let gone = obsolete.iter().map(|pointer| (job, pointer.checkpoint));
+                self.deleted.extend(gone);
                 assert!(named.iter().all(|pointer| retained.contains(pointer)));
             }
-            Action::DeleteJobObjects { job } => {
+            Action::WriteSavepoint {
+                id,
+                record,
+                metadata,
+                ..
+            } => {
+                assert!(
+                    self.all_published
+                        .contains(&(record.id, metadata.checkpoint))
+                );
+                if self.copies_hang {
+                    self.copies.push((record.id, id, metadata.checkpoint));
+                } else {
+                    self.copied(record.id, id, metadata.checkpoint, Ok(1000));
+                }
+            }
+            Action::DeleteJobObjects { job, kept } => {
                 assert!(
                     self.records[&job].state.is_terminal(),
                     "stored before clean-up"
                 );
+                let copied = self.copies.iter().any(|(of, ..)| *of == job);
+                assert!(!copied, "what is being copied stays");
                 self.pointers.remove(&job);
+                if let Some(kept) = kept {
+                    let completed = [kept].into();
+                    self.pointers.insert(job, CheckpointPointers { completed });
+                }
                 self.cleaned.insert(job);
             }
             Action::ForgetJob { job } => {
@@ -546,11 +673,7 @@ impl Cluster {
             return self.answer_checkpoint(job, event);
         }
         self.metadata.insert((job, checkpoint), metadata);
-        let object = ObjectRef {
-            key: format!("{job}/{checkpoint}"),
-            len: 1,
-            hash: [0; 32],
-        };
+        let object = object(job, checkpoint);
         self.answer_checkpoint(
             job,
             checkpoint::Event::MetadataWritten { checkpoint, object },
@@ -664,9 +787,7 @@ impl Cluster {
                 let named = |pointers: &Vec<_>| {
                     pointers
                         .iter()
-                        .any(|pointer: &tidemill_protocol::record::CheckpointPointer| {
-                            pointer.checkpoint == *checkpoint
-                        })
+                        .any(|pointer: &CheckpointPointer| pointer.checkpoint == *checkpoint)
                 };
                 assert!(
                     published.is_some_and(named),

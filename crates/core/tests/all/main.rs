@@ -6,5 +6,6 @@ mod cluster;
 mod draining;
 mod jobs;
 mod random;
+mod savepoints;
 mod scenarios;
 mod task_manager;

@@ -49,6 +49,8 @@ pub(crate) struct TaskManager {
     pub(crate) completed: Vec<(JobId, CheckpointId)>,
     /// What it was told will never be published.
     pub(crate) aborted: Vec<(JobId, CheckpointId)>,
+    /// At what it was told to pause.
+    pub(crate) pauses: Vec<(JobId, CheckpointId)>,
     /// It was asked to leave.
     pub(crate) draining: bool,
     /// It was told that it may.
@@ -75,6 +77,7 @@ impl TaskManager {
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             aborted: Vec::new(),
+            pauses: Vec::new(),
             draining: false,
             drained: false,
             worker: Worker::default(),
@@ -212,6 +215,22 @@ impl TaskManager {
         self.changed(job, task, attempt, TaskState::Failed(failure))
     }
 
+    /// A commit that stalled is confirmed.
+    pub(crate) fn commit(
+        &mut self,
+        job: JobId,
+        task: TaskId,
+        checkpoint: CheckpointId,
+    ) -> Option<ToLeader> {
+        let attempt = self.tasks.get(&(job, task))?.attempt;
+        Some(ToLeader::Committed {
+            job,
+            attempt,
+            task,
+            checkpoint,
+        })
+    }
+
     fn changed(
         &mut self,
         job: JobId,
@@ -240,6 +259,9 @@ impl TaskManager {
     ) -> Option<ToLeader> {
         let execution = self.tasks.get_mut(&(job, task))?;
         assert_eq!(execution.attempt, attempt);
+        if matches!(word, CheckpointWord::Announce { then_pause: true }) {
+            self.pauses.push((job, checkpoint));
+        }
         if matches!(word, CheckpointWord::Announce { .. }) && !behaviour.captures_stall {
             execution.past.push(checkpoint);
         }
