@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tidemill_protocol::JobId;
 
 use crate::faults::Fault;
+use crate::images::Chain;
 use crate::node::Node;
 use crate::store::{StoreAnswer, StoreRequest};
 use crate::task::{Frame, TaskImage, TaskKey};
@@ -75,8 +76,13 @@ pub(crate) enum Event {
         life: u64,
         request: Box<StoreRequest>,
     },
-    /// The store deletes what was found to be an orphan.
-    StoreDeletes { job: JobId, keys: Vec<String> },
+    /// A clean-up comes to an object that was found to be an orphan, if the process that makes it still lives.
+    StoreDeletes {
+        node: Node,
+        life: u64,
+        job: JobId,
+        key: String,
+    },
     /// A user does what comes next.
     User { user: usize, turn: u64 },
     /// A user hears something.
@@ -134,7 +140,7 @@ pub(crate) enum Input {
     /// Whatever a task needs is fetched.
     Prepared {
         task: TaskKey,
-        image: Option<Rc<TaskImage>>,
+        image: Option<(Rc<TaskImage>, Chain)>,
         failure: Option<Preparation>,
     },
     /// A source may emit again.

@@ -23,6 +23,7 @@ mod connection;
 mod event;
 mod exchange;
 mod faults;
+mod images;
 mod job_manager;
 #[cfg(feature = "mutations")]
 pub mod mutations;

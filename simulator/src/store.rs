@@ -9,8 +9,9 @@ use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{CheckpointId, Epoch, JobId};
 
 use crate::event::{Event, Input, Preparation};
-use crate::node::{Node, STORE};
-use crate::task::{TaskImage, TaskKey};
+use crate::images::{Manifest, Pages, Unreadable, Upload};
+use crate::node::{Node, ProcessState, STORE};
+use crate::task::TaskKey;
 use crate::time::{MILLISECOND, SECOND};
 use crate::world::World;
 use crate::zookeeper::short;
@@ -21,11 +22,14 @@ const REQUEST_TIMEOUT_US: u64 = 5 * SECOND;
 /// What is asked.
 #[derive(Clone, Debug)]
 pub(crate) enum StoreRequest {
-    WriteImage {
+    WriteSegment {
+        upload: Upload,
+    },
+    WriteManifest {
         task: TaskKey,
         checkpoint: CheckpointId,
-        image: Rc<TaskImage>,
         finished: bool,
+        manifest: Manifest,
     },
     ReadImage {
         task: TaskKey,
@@ -58,7 +62,11 @@ pub(crate) enum StoreRequest {
 /// What came of it.
 #[derive(Debug)]
 pub(crate) enum StoreAnswer {
-    ImageWritten {
+    SegmentWritten {
+        segment: Option<String>,
+        upload: Upload,
+    },
+    ManifestWritten {
         task: TaskKey,
         checkpoint: CheckpointId,
         manifest: Option<ObjectRef>,
@@ -92,8 +100,9 @@ pub(crate) enum StoreAnswer {
 }
 
 #[derive(Debug)]
-enum Content {
-    Image(Rc<TaskImage>),
+pub(crate) enum Content {
+    Segment(Rc<Pages>),
+    Manifest(Manifest),
     Metadata(CheckpointMetadata),
 }
 
@@ -133,29 +142,18 @@ impl Store {
     pub(crate) fn metadata(&self, key: &str) -> Option<&CheckpointMetadata> {
         match &self.objects.get(key)?.content {
             Content::Metadata(metadata) => Some(metadata),
-            Content::Image(_) => None,
+            Content::Segment(_) | Content::Manifest(_) => None,
         }
     }
 
-    /// A task's image, damaged or not: for checkers.
-    pub(crate) fn image(&self, key: &str) -> Option<&Rc<TaskImage>> {
-        match &self.objects.get(key)?.content {
-            Content::Image(image) => Some(image),
-            Content::Metadata(_) => None,
-        }
-    }
-
-    fn read_image(&self, key: &str) -> Result<Rc<TaskImage>, Preparation> {
-        let object = self.objects.get(key).filter(|object| !object.damaged);
-        match object.map(|object| &object.content) {
-            Some(Content::Image(image)) => Ok(Rc::clone(image)),
-            _ => Err(Preparation::Lost),
-        }
+    /// An object; one that is damaged only when that does.
+    pub(crate) fn content(&self, key: &str, damaged: bool) -> Option<&Content> {
+        let object = self.objects.get(key)?;
+        (damaged || !object.damaged).then_some(&object.content)
     }
 
     fn read_metadata(&self, key: &str) -> Result<CheckpointMetadata, Preparation> {
-        let object = self.objects.get(key).filter(|object| !object.damaged);
-        match object.map(|object| &object.content) {
+        match self.content(key, false) {
             Some(Content::Metadata(metadata)) => Ok(metadata.clone()),
             _ => Err(Preparation::Lost),
         }
@@ -173,24 +171,21 @@ impl Store {
             let Ok(metadata) = self.read_metadata(&pointer.metadata.key) else {
                 return Vec::new();
             };
-            if metadata
-                .tasks
-                .iter()
-                .any(|part| self.read_image(&part.manifest.key).is_err())
-            {
-                return Vec::new();
+            for part in &metadata.tasks {
+                let Some(parts) = self.parts(&part.manifest.key, false) else {
+                    return Vec::new();
+                };
+                needed.extend(parts);
             }
-            needed.insert(pointer.checkpoint);
+            needed.insert(pointer.metadata.key.clone());
         }
         let prefix = prefix(job);
         let of_job = self
             .objects
             .range(prefix.clone()..)
             .take_while(|(key, _)| key.starts_with(&prefix));
-        let orphan =
-            |object: &Object| object.checkpoint <= up_to && !needed.contains(&object.checkpoint);
         of_job
-            .filter(|(_, object)| orphan(object))
+            .filter(|(key, object)| object.checkpoint <= up_to && !needed.contains(*key))
             .map(|(key, _)| key.clone())
             .collect()
     }
@@ -245,7 +240,7 @@ impl World {
         }
         let lost = self.random.chance(options.lost_replies_per_mille);
         let failed = lost.then(|| self.refused(node, request.clone()));
-        let answer = self.served(request);
+        let answer = self.served(node, request);
         let input = failed.unwrap_or(answer);
         self.after(answer_us, Event::Process { node, life, input });
     }
@@ -254,12 +249,16 @@ impl World {
     fn refused(&mut self, node: Node, request: StoreRequest) -> Input {
         self.log(|| format!("store: fails a request of {node}: {}", name(&request)));
         let answer = match request {
-            StoreRequest::WriteImage {
+            StoreRequest::WriteSegment { upload } => StoreAnswer::SegmentWritten {
+                segment: None,
+                upload,
+            },
+            StoreRequest::WriteManifest {
                 task,
                 checkpoint,
                 finished,
                 ..
-            } => StoreAnswer::ImageWritten {
+            } => StoreAnswer::ManifestWritten {
                 task,
                 checkpoint,
                 manifest: None,
@@ -312,17 +311,25 @@ impl World {
     }
 
     /// Carries a request out.
-    fn served(&mut self, request: StoreRequest) -> Input {
+    fn served(&mut self, node: Node, request: StoreRequest) -> Input {
         let answer = match request {
-            StoreRequest::WriteImage {
+            StoreRequest::WriteSegment { upload } => {
+                let (task, checkpoint) = (upload.task, upload.checkpoint);
+                let key = format!("{}.segment", image_key(task, checkpoint));
+                let content = Content::Segment(Rc::clone(&upload.pages));
+                let segment = Some(self.keep(key, task.job, checkpoint, content).key);
+                StoreAnswer::SegmentWritten { segment, upload }
+            }
+            StoreRequest::WriteManifest {
                 task,
                 checkpoint,
-                image,
                 finished,
+                manifest,
             } => {
-                let key = image_key(task, checkpoint);
-                let manifest = Some(self.keep(key, task.job, checkpoint, Content::Image(image)));
-                StoreAnswer::ImageWritten {
+                let key = format!("{}.manifest", image_key(task, checkpoint));
+                let content = Content::Manifest(manifest);
+                let manifest = Some(self.keep(key, task.job, checkpoint, content));
+                StoreAnswer::ManifestWritten {
                     task,
                     checkpoint,
                     manifest,
@@ -331,7 +338,12 @@ impl World {
             }
             StoreRequest::ReadImage { task, manifest } => {
                 let read = self.store.read_image(&manifest.key);
-                let (failure, image) = (read.as_ref().err().copied(), read.ok());
+                if read.as_ref().err() == Some(&Unreadable::Different) {
+                    let what = format!("{} reads back other than it was captured", manifest.key);
+                    self.judge(Err(what));
+                }
+                let failure = read.is_err().then_some(Preparation::Lost);
+                let image = read.ok();
                 return Input::Prepared {
                     task,
                     image,
@@ -376,24 +388,35 @@ impl World {
                 job,
                 retained,
                 up_to,
-            } => self.clean(job, &retained, up_to),
+            } => self.clean(node, job, &retained, up_to),
         };
         Input::Store {
             answer: Box::new(answer),
         }
     }
 
-    /// Lists what is to go, which goes a little later.
+    /// Lists what is to go, which goes a little later, one object after the other.
     fn clean(
         &mut self,
+        node: Node,
         job: JobId,
         retained: &[CheckpointPointer],
         up_to: CheckpointId,
     ) -> StoreAnswer {
         let keys = self.store.orphans(job, retained, up_to);
-        if !keys.is_empty() {
-            let delay_us = self.random.between(0, self.options.store.latency_max_us);
-            self.after(delay_us, Event::StoreDeletes { job, keys });
+        let life = self.processes[node.0].life;
+        let mut after_us = 0;
+        for key in keys {
+            after_us += self.random.between(0, self.options.store.latency_max_us) / 8;
+            self.after(
+                after_us,
+                Event::StoreDeletes {
+                    node,
+                    life,
+                    job,
+                    key,
+                },
+            );
         }
         StoreAnswer::CleanedUp { job }
     }
@@ -423,25 +446,23 @@ impl World {
         reference(key)
     }
 
-    pub(crate) fn store_deletes(&mut self, job: JobId, keys: &[String]) {
-        for key in keys {
-            self.store.objects.remove(key);
+    pub(crate) fn store_deletes(&mut self, node: Node, life: u64, job: JobId, key: &str) {
+        if self.processes[node.0].life != life || self.processes[node.0].state == ProcessState::Dead
+        {
+            return;
+        }
+        if self.store.objects.remove(key).is_some() {
             let judged = self.checkers.deleted(job, key);
             self.judge(judged);
+            self.log(|| format!("store: deletes {key} of job {}", short(job)));
         }
-        self.log(|| {
-            format!(
-                "store: deletes {} objects of job {}",
-                keys.len(),
-                short(job)
-            )
-        });
     }
 }
 
 fn name(request: &StoreRequest) -> &'static str {
     match request {
-        StoreRequest::WriteImage { .. } => "write an image",
+        StoreRequest::WriteSegment { .. } => "write a segment",
+        StoreRequest::WriteManifest { .. } => "write a manifest",
         StoreRequest::ReadImage { .. } => "read an image",
         StoreRequest::WriteMetadata { .. } => "write metadata",
         StoreRequest::ReadMetadata { .. } => "read metadata",

@@ -1,7 +1,7 @@
 //! One task: reads frames or positions, counts, emits, and does at a barrier what the real alignment says. It follows the
 //! real task loop step by step, without threads and without a guest.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use tidemill_core::worker::CheckpointWord;
@@ -13,8 +13,8 @@ use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{AttemptId, ChannelId, CheckpointId, ExecutionGraph, JobId, TaskId};
 
 use crate::event::{Event, Input};
+use crate::images::{Chain, Page, Pages};
 use crate::node::Node;
-use crate::store::StoreRequest;
 use crate::workload::JobSpec;
 use crate::world::World;
 
@@ -73,7 +73,13 @@ pub(crate) struct Task {
     alignment: Alignment,
     /// Which input is looked at first next time.
     turn: usize,
-    uploading: bool,
+    pub(crate) uploading: bool,
+    /// What later captures build upon.
+    pub(crate) chain: Chain,
+    /// The counts when they were captured last.
+    pub(crate) captured: Pages,
+    /// Pages that the last captures could not store.
+    pub(crate) again: BTreeSet<Page>,
     emits_at_us: u64,
     mailbox: Vec<(CheckpointId, CheckpointWord)>,
 }
@@ -100,6 +106,9 @@ impl Task {
             outputs: Vec::new(),
             turn: 0,
             uploading: false,
+            chain: Chain::default(),
+            captured: Pages::new(),
+            again: BTreeSet::new(),
             emits_at_us: 0,
             mailbox: Vec::new(),
         }
@@ -122,12 +131,19 @@ impl Task {
 
 impl World {
     /// Whatever a task needs is there: it goes on from its image, or begins.
-    pub(crate) fn start_task(&mut self, node: Node, key: TaskKey, image: Option<&Rc<TaskImage>>) {
+    pub(crate) fn start_task(
+        &mut self,
+        node: Node,
+        key: TaskKey,
+        image: Option<(Rc<TaskImage>, Chain)>,
+    ) {
         let Some(mut task) = self.take_task(node, key) else {
             return;
         };
-        if let Some(image) = image {
-            task.state = TaskImage::clone(image);
+        if let Some((image, chain)) = image {
+            task.state = TaskImage::clone(&image);
+            task.captured.clone_from(&image.counts);
+            task.chain = chain;
         }
         if let Some(checkpoint) = task.restore {
             // It is published, so what it prepared is committed, by this attempt if no earlier one came to it.
@@ -224,7 +240,7 @@ impl World {
         }
     }
 
-    fn decline(&mut self, node: Node, key: TaskKey, checkpoint: CheckpointId) {
+    pub(crate) fn decline(&mut self, node: Node, key: TaskKey, checkpoint: CheckpointId) {
         let TaskKey { job, task, attempt } = key;
         let reason = "declined".to_owned();
         self.say(
@@ -261,18 +277,8 @@ impl World {
             .filter(ended)
             .map(|(_, channel)| *channel);
         task.state.ended = channels.collect();
-        task.uploading = true;
-        let image = Rc::new(task.state.clone());
-        let (task, finished) = (task.key, task.state.finished);
-        self.ask_store(
-            node,
-            StoreRequest::WriteImage {
-                task,
-                checkpoint,
-                image,
-                finished,
-            },
-        );
+        let image = task.state.clone();
+        self.upload(node, task, checkpoint, image);
     }
 
     /// A capture is stored, or not.
@@ -288,6 +294,9 @@ impl World {
             return;
         };
         task.uploading = false;
+        if let Some(manifest) = &manifest {
+            task.manifest_stored(manifest);
+        }
         self.put_task(node, task);
         let Some(manifest) = manifest else {
             return self.decline(node, key, checkpoint);

@@ -128,7 +128,7 @@ impl World {
                 image,
                 failure,
             } => match failure {
-                None => self.start_task(node, task, image.as_ref()),
+                None => self.start_task(node, task, image),
                 Some(failure) => self.preparation_failed(node, task, failure),
             },
             Input::SourceDue { task } | Input::Room { task } => self.run_task(node, task),
@@ -136,17 +136,18 @@ impl World {
             Input::TaskPanics { task } => {
                 self.task_fails(node, task, Blame::Job, "it panicked at record 1000");
             }
-            Input::Store { answer } => {
-                if let StoreAnswer::ImageWritten {
+            Input::Store { answer } => match *answer {
+                StoreAnswer::SegmentWritten { segment, upload } => {
+                    self.segment_written(node, segment, upload);
+                }
+                StoreAnswer::ManifestWritten {
                     task,
                     checkpoint,
                     manifest,
                     finished,
-                } = *answer
-                {
-                    self.uploaded(node, task, checkpoint, manifest, finished);
-                }
-            }
+                } => self.uploaded(node, task, checkpoint, manifest, finished),
+                _ => {}
+            },
             Input::Terminate => self.drain(node),
             Input::DrainTimeout => self.end_process(node, HowEnded::InOrder),
             Input::Wake { .. }

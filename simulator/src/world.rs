@@ -303,7 +303,12 @@ impl World {
             } => {
                 self.store_request_arrives(node, life, *request);
             }
-            Event::StoreDeletes { job, keys } => self.store_deletes(job, &keys),
+            Event::StoreDeletes {
+                node,
+                life,
+                job,
+                key,
+            } => self.store_deletes(node, life, job, &key),
             Event::User { user, turn } => self.user_acts(user, turn),
             Event::UserHears { user, turn, answer } => self.user_hears(user, turn, answer),
             Event::Fault => self.inject(),

@@ -143,6 +143,13 @@ impl Facts {
         for part in &metadata.tasks {
             let image = store.image(&part.manifest.key);
             let image = image.ok_or_else(|| format!("lacks the image of task {}", part.task))?;
+            let parts = store.parts(&part.manifest.key, true);
+            if !parts.is_some_and(|parts| parts.iter().all(|key| store.has(key))) {
+                return Err(format!(
+                    "lacks something that the image of task {} is made of",
+                    part.task
+                ));
+            }
             self.covered
                 .extend(image.pending.iter().map(|transaction| transaction.id));
             // A later leader may find an older attempt whole, and nothing committed by the one that was to replace it.
@@ -203,7 +210,9 @@ fn references(pointers: &CheckpointPointers, store: &Store) -> BTreeSet<String> 
         keys.insert(pointer.metadata.key.clone());
         let metadata = store.metadata(&pointer.metadata.key);
         let parts = metadata.into_iter().flat_map(|metadata| &metadata.tasks);
-        keys.extend(parts.map(|part| part.manifest.key.clone()));
+        for part in parts {
+            keys.extend(store.parts(&part.manifest.key, true).unwrap_or_default());
+        }
     }
     keys
 }

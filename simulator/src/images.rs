@@ -1,0 +1,258 @@
+//! How captures are stored: the pages that changed in a segment, and a manifest that says where every page is, as a delta on
+//! the manifest before. It follows the real store's scheme, with a key's count for a page and shorter chains, so that bases,
+//! rewritten segments and their deletion come up in every run. It never decides what is deleted.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
+
+use tidemill_protocol::CheckpointId;
+use tidemill_protocol::manifest::ObjectRef;
+
+use crate::node::Node;
+use crate::store::{Content, Store, StoreRequest};
+use crate::task::{Task, TaskImage, TaskKey};
+use crate::world::World;
+
+/// After so many deltas a manifest lists everything again.
+const DELTAS_MAX: u32 = 3;
+
+/// What stands for a page: the key whose count it holds.
+pub(crate) type Page = u32;
+
+/// What is in pages.
+pub(crate) type Pages = BTreeMap<Page, u32>;
+
+/// What later captures of a task build upon.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Chain {
+    newest: Option<String>,
+    /// The segment that each page is in.
+    places: BTreeMap<Page, String>,
+    /// How many pages each segment was written with.
+    written: BTreeMap<String, usize>,
+    deltas: u32,
+    /// There are places that no stored manifest lists.
+    unlisted: bool,
+}
+
+/// What a manifest says.
+#[derive(Clone, Debug)]
+pub(crate) struct Manifest {
+    base: Option<String>,
+    places: BTreeMap<Page, String>,
+    written: BTreeMap<String, usize>,
+    /// The host's part, and for checkers the pages as they were.
+    image: Rc<TaskImage>,
+}
+
+/// What is on its way to the store.
+#[derive(Clone, Debug)]
+pub(crate) struct Upload {
+    pub(crate) task: TaskKey,
+    pub(crate) checkpoint: CheckpointId,
+    pub(crate) finished: bool,
+    image: Rc<TaskImage>,
+    pub(crate) pages: Rc<Pages>,
+}
+
+/// Why an image cannot be read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Unreadable {
+    /// An object is damaged or missing.
+    Lost,
+    /// Everything is there, and it is not what was captured.
+    Different,
+}
+
+impl Chain {
+    /// A segment with these pages is stored, or none was needed; says what the manifest is to list.
+    fn extend(&mut self, segment: Option<String>, pages: &Pages) -> Manifest {
+        let mut places = BTreeMap::new();
+        let mut written = BTreeMap::new();
+        if let Some(segment) = segment {
+            places.extend(pages.keys().map(|page| (*page, segment.clone())));
+            written.insert(segment, pages.len());
+        }
+        self.places.extend(places.clone());
+        self.written.extend(written.clone());
+        let base = self.newest.clone();
+        let base = base.filter(|_| !self.unlisted && self.deltas < DELTAS_MAX);
+        self.unlisted = true;
+        if base.is_some() {
+            self.deltas += 1;
+        } else {
+            self.deltas = 0;
+            let live: BTreeSet<&String> = self.places.values().collect();
+            self.written.retain(|segment, _| live.contains(segment));
+            (places, written) = (self.places.clone(), self.written.clone());
+        }
+        Manifest {
+            base,
+            places,
+            written,
+            image: Rc::default(),
+        }
+    }
+
+    /// The pages that alone keep mostly dead segments from being deleted.
+    fn pages_to_write_again(&self) -> BTreeSet<Page> {
+        let live = |segment: &String| self.places.values().filter(|one| *one == segment).count();
+        let dead = |(segment, written): (&String, &usize)| {
+            (live(segment) * 2 < *written).then(|| segment.clone())
+        };
+        let dead: BTreeSet<String> = self.written.iter().filter_map(dead).collect();
+        let places = self.places.iter();
+        places
+            .filter(|(_, segment)| dead.contains(*segment))
+            .map(|(page, _)| *page)
+            .collect()
+    }
+}
+
+impl Store {
+    /// Every object that an image is made of: its manifest, that one's bases, and their segments. `None` when one of the
+    /// manifests is missing, or is damaged and `damaged` ones do not do.
+    pub(crate) fn parts(&self, manifest: &str, damaged: bool) -> Option<BTreeSet<String>> {
+        let mut keys = BTreeSet::new();
+        let mut next = Some(manifest.to_owned());
+        while let Some(key) = next.take() {
+            let manifest = self.manifest(&key, damaged)?;
+            keys.extend(manifest.places.values().cloned());
+            next.clone_from(&manifest.base);
+            keys.insert(key);
+        }
+        Some(keys)
+    }
+
+    /// Whether an object is there, damaged or not.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.content(key, true).is_some()
+    }
+
+    fn manifest(&self, key: &str, damaged: bool) -> Option<&Manifest> {
+        match self.content(key, damaged)? {
+            Content::Manifest(manifest) => Some(manifest),
+            Content::Segment(_) | Content::Metadata(_) => None,
+        }
+    }
+
+    /// A task's image, damaged or not: for checkers.
+    pub(crate) fn image(&self, key: &str) -> Option<&Rc<TaskImage>> {
+        Some(&self.manifest(key, true)?.image)
+    }
+
+    /// Puts an image together, and what later captures build upon.
+    pub(crate) fn read_image(&self, newest: &str) -> Result<(Rc<TaskImage>, Chain), Unreadable> {
+        let mut manifests = Vec::new();
+        let mut next = Some(newest.to_owned());
+        while let Some(key) = next.take() {
+            let manifest = self.manifest(&key, false).ok_or(Unreadable::Lost)?;
+            next.clone_from(&manifest.base);
+            manifests.push(manifest);
+        }
+        let mut chain = Chain {
+            newest: Some(newest.to_owned()),
+            deltas: manifests.len() as u32 - 1,
+            ..Chain::default()
+        };
+        for manifest in manifests.iter().rev() {
+            chain.places.extend(manifest.places.clone());
+            chain.written.extend(manifest.written.clone());
+        }
+        let mut counts = Pages::new();
+        for (page, segment) in &chain.places {
+            let Some(Content::Segment(pages)) = self.content(segment, false) else {
+                return Err(Unreadable::Lost);
+            };
+            counts.insert(*page, *pages.get(page).ok_or(Unreadable::Different)?);
+        }
+        let image = Rc::clone(&manifests[0].image);
+        if counts == image.counts {
+            Ok((image, chain))
+        } else {
+            Err(Unreadable::Different)
+        }
+    }
+}
+
+impl World {
+    /// Stores what has changed since the last capture, and what no capture before could store.
+    pub(crate) fn upload(
+        &mut self,
+        node: Node,
+        task: &mut Task,
+        checkpoint: CheckpointId,
+        image: TaskImage,
+    ) {
+        task.uploading = true;
+        let mut wanted = std::mem::take(&mut task.again);
+        wanted.extend(task.chain.pages_to_write_again());
+        let changed = |(page, count): &(&Page, &u32)| {
+            wanted.contains(page) || task.captured.get(page) != Some(count)
+        };
+        let pages: Pages = image
+            .counts
+            .iter()
+            .filter(changed)
+            .map(|(page, count)| (*page, *count))
+            .collect();
+        task.captured.clone_from(&image.counts);
+        let upload = Upload {
+            task: task.key,
+            checkpoint,
+            finished: image.finished,
+            image: Rc::new(image),
+            pages: Rc::new(pages),
+        };
+        if upload.pages.is_empty() {
+            self.upload_manifest(node, task, None, upload);
+        } else {
+            self.ask_store(node, StoreRequest::WriteSegment { upload });
+        }
+    }
+
+    /// A segment is stored, or not: then the next capture holds its pages again.
+    pub(crate) fn segment_written(&mut self, node: Node, segment: Option<String>, upload: Upload) {
+        let Some(mut task) = self.take_task(node, upload.task) else {
+            return;
+        };
+        if segment.is_some() {
+            self.upload_manifest(node, &mut task, segment, upload);
+        } else {
+            task.uploading = false;
+            task.again.extend(upload.pages.keys().copied());
+            self.decline(node, upload.task, upload.checkpoint);
+        }
+        self.put_task(node, task);
+    }
+
+    fn upload_manifest(
+        &mut self,
+        node: Node,
+        task: &mut Task,
+        segment: Option<String>,
+        upload: Upload,
+    ) {
+        let manifest = Manifest {
+            image: Rc::clone(&upload.image),
+            ..task.chain.extend(segment, &upload.pages)
+        };
+        self.ask_store(
+            node,
+            StoreRequest::WriteManifest {
+                task: upload.task,
+                checkpoint: upload.checkpoint,
+                finished: upload.finished,
+                manifest,
+            },
+        );
+    }
+}
+
+impl Task {
+    /// A manifest that lists everything so far is stored.
+    pub(crate) fn manifest_stored(&mut self, manifest: &ObjectRef) {
+        self.chain.newest = Some(manifest.key.clone());
+        self.chain.unlisted = false;
+    }
+}
