@@ -8,12 +8,12 @@ use clap_complete::Shell;
 const EXIT_CODES: &str = "\
 Exit codes:
   0    success; of `run`: the job finished
-  1    failure; of `run`: the job failed
+  1    failure; of `run`: the job failed; of `savepoint` and `stop`: none was written, or it is damaged
   2    the command line or the configuration is wrong
   3    of `run`: the job was cancelled
   4    no JobManager can be reached
   5    the JobManager refused the request
-  130  of `run`: interrupted; the job runs on";
+  130  of `run`, `savepoint` and `stop`: interrupted; what was asked for goes on";
 
 /// Runs streaming jobs, written as WebAssembly, on clusters that survive losing a machine.
 ///
@@ -76,11 +76,25 @@ pub(crate) enum Verb {
     /// Show everything about a job
     Info(Job),
     /// Cancel a job
+    ///
+    /// It ends where it is. If the job keeps its last checkpoint (--retain-on-cancel), this waits for its end and says where
+    /// that checkpoint is. `tidemill stop` ends a job at a savepoint instead.
     Cancel(Job),
+    /// Take a savepoint of a job; or list, show, verify or delete savepoints
+    ///
+    /// A savepoint is a whole image of a job, in a directory of its own that can be moved, and is never deleted by the
+    /// cluster. The job runs on meanwhile. Its path is the one line on standard output. Ctrl-C leaves it going and says how
+    /// to come back to it.
+    Savepoint(Savepoint),
+    /// Stop a job at a savepoint
+    ///
+    /// Nothing is processed after the savepoint, and everything before it is committed: a job that is started from it goes on
+    /// as if there had been no pause. If no savepoint can be written the job runs on.
+    Stop(Stop),
     /// Show what a job's tasks have written
     Logs(Logs),
-    /// Show a job's checkpoints
-    Checkpoints(Job),
+    /// Show a job's checkpoints, or one of them task by task
+    Checkpoints(Checkpoints),
     /// List the TaskManagers
     Nodes,
     /// Start a whole cluster in this process
@@ -169,7 +183,21 @@ pub(crate) struct Run {
     /// What a failure of a task leads to [default: the cluster's]
     #[arg(long, value_name = "STRATEGY", value_parser = ["none", "fixed-delay", "failure-rate", "exponential-delay"])]
     pub(crate) restart: Option<String>,
-    /// Any other setting of [checkpoints] or [restart] for this job, such as restart.fixed_delay_attempts=3; may be repeated
+    /// Begin from a savepoint or a kept checkpoint of the same module: its path in the cluster's store, or its URL
+    #[arg(long, value_name = "PATH")]
+    pub(crate) from_savepoint: Option<String>,
+    /// Keep the last checkpoint when the job is cancelled, to be started from like a savepoint [default: the cluster's]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) retain_on_cancel: Option<bool>,
+    /// Keep the last image of each task at hand on a second TaskManager [default: the cluster's]
+    #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
+    pub(crate) standby: Option<bool>,
+    /// How long a checkpoint waits for its barriers before the records in front of them become part of it; 0: for ever
+    /// [default: the cluster's]
+    #[arg(long, value_name = "MS")]
+    pub(crate) aligned_timeout_ms: Option<u64>,
+    /// Any other setting of [checkpoints], [recovery] or [restart] for this job, such as restart.fixed_delay_attempts=3; may
+    /// be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub(crate) settings: Vec<(String, String)>,
     /// Submit the job and do not wait for its end
@@ -191,6 +219,73 @@ pub(crate) struct Job {
     /// The job: its id, the beginning of its id, or its name
     #[arg(value_name = "JOB")]
     pub(crate) job: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Checkpoints {
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// Only this one, task by task: its id, such as 3.17, or `last` for the last that is complete
+    #[arg(value_name = "CHECKPOINT")]
+    pub(crate) checkpoint: Option<String>,
+}
+
+/// Taking a savepoint, or a look at those that are stored.
+#[derive(Args, Debug)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Savepoint {
+    #[command(subcommand)]
+    pub(crate) stored: Option<StoredSavepoints>,
+    /// The job: its id, the beginning of its id, or its name
+    #[arg(value_name = "JOB", required = true)]
+    pub(crate) job: Option<String>,
+    /// Where to write it: a path in the cluster's store, or a URL [default: below the cluster's checkpoints.savepoint_dir]
+    #[arg(value_name = "PATH", conflicts_with = "request")]
+    pub(crate) path: Option<String>,
+    #[command(flatten)]
+    pub(crate) waiting: SavepointWaiting,
+}
+
+/// How a savepoint is waited for.
+#[derive(Args, Debug)]
+pub(crate) struct SavepointWaiting {
+    /// Print the request's id and do not wait
+    #[arg(long, conflicts_with = "request")]
+    pub(crate) detach: bool,
+    /// Ask for nothing, and wait for what was asked for before
+    #[arg(long, value_name = "ID", value_parser = request_id)]
+    pub(crate) request: Option<String>,
+}
+
+/// What can be done with savepoints that are stored.
+#[derive(Debug, Subcommand)]
+pub(crate) enum StoredSavepoints {
+    /// List the cluster's savepoints, and the checkpoints that cancelled jobs have left
+    List,
+    /// Show what a savepoint is of
+    Show(StoredSavepoint),
+    /// Read a whole savepoint and check every byte
+    Verify(StoredSavepoint),
+    /// Delete a savepoint, or a checkpoint that a cancelled job has left
+    Delete(StoredSavepoint),
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct StoredSavepoint {
+    /// Where it is: its path in the cluster's store, or its URL
+    #[arg(value_name = "PATH")]
+    pub(crate) path: String,
+}
+
+#[derive(Args, Debug)]
+pub(crate) struct Stop {
+    #[command(flatten)]
+    pub(crate) job: Job,
+    /// Where to write the savepoint: a path in the cluster's store, or a URL; a place is chosen if none is named
+    #[arg(long, value_name = "PATH", num_args = 0..=1, conflicts_with = "request")]
+    pub(crate) savepoint: Option<Option<String>>,
+    #[command(flatten)]
+    pub(crate) waiting: SavepointWaiting,
 }
 
 #[derive(Args, Debug)]
@@ -257,6 +352,13 @@ fn key_and_value(text: &str) -> Result<(String, String), String> {
     }
 }
 
+fn request_id(text: &str) -> Result<String, String> {
+    match text.len() == 32 && text.bytes().all(|byte| byte.is_ascii_hexdigit()) {
+        true => Ok(text.to_lowercase()),
+        false => Err("expected 32 hexadecimal digits, as the request printed them".to_owned()),
+    }
+}
+
 impl Verb {
     /// Whether the verb asks a JobManager over REST, and so heeds --jobmanager and --token.
     pub(crate) fn asks_a_jobmanager(&self) -> bool {
@@ -265,6 +367,8 @@ impl Verb {
             Self::List
             | Self::Info(_)
             | Self::Cancel(_)
+            | Self::Savepoint(_)
+            | Self::Stop(_)
             | Self::Logs(_)
             | Self::Checkpoints(_)
             | Self::Nodes => true,
@@ -341,6 +445,72 @@ mod tests {
     }
 
     #[test]
+    fn a_run_says_yes_and_no_to_the_cluster_s_defaults() {
+        let line = "run job.wasm --standby --retain-on-cancel=false --aligned-timeout-ms 0 --from-savepoint sp/1";
+        let Verb::Run(run) = parse(line).expect("a good line").verb else {
+            panic!("not a run");
+        };
+        assert_eq!(
+            (run.standby, run.retain_on_cancel, run.aligned_timeout_ms),
+            (Some(true), Some(false), Some(0))
+        );
+        assert_eq!(run.from_savepoint.as_deref(), Some("sp/1"));
+        // What follows a flag is not its value.
+        let Verb::Run(run) = parse("run --standby job.wasm").expect("a good line").verb else {
+            panic!("not a run");
+        };
+        assert_eq!((run.standby, run.module), (Some(true), "job.wasm".into()));
+    }
+
+    #[test]
+    fn savepoints_are_taken_of_jobs_or_looked_at() {
+        let savepoint = |line: &str| match parse(line).expect(line).verb {
+            Verb::Savepoint(savepoint) => savepoint,
+            other => panic!("{other:?}"),
+        };
+        let taken = savepoint("savepoint count s3://bucket/x --detach");
+        assert_eq!(
+            (taken.job.as_deref(), taken.path.as_deref()),
+            (Some("count"), Some("s3://bucket/x"))
+        );
+        assert!(taken.waiting.detach && taken.stored.is_none());
+        for line in [
+            "savepoint list",
+            "savepoint list --output json",
+            "savepoint --output json list",
+            "--output json savepoint list",
+        ] {
+            let listed = savepoint(line);
+            assert!(
+                matches!(listed.stored, Some(StoredSavepoints::List)),
+                "{line}"
+            );
+        }
+        let shown = savepoint("savepoint show savepoints/a");
+        assert!(matches!(
+            shown.stored,
+            Some(StoredSavepoints::Show(StoredSavepoint { path })) if path == "savepoints/a"
+        ));
+    }
+
+    #[test]
+    fn a_job_is_stopped_with_and_without_a_place() {
+        let stop = |line: &str| match parse(line).expect(line).verb {
+            Verb::Stop(stop) => (stop.job.job, stop.savepoint),
+            other => panic!("{other:?}"),
+        };
+        assert_eq!(stop("stop count"), ("count".to_owned(), None));
+        assert_eq!(
+            stop("stop count --savepoint"),
+            ("count".to_owned(), Some(None))
+        );
+        assert_eq!(
+            stop("stop count --savepoint savepoints/x"),
+            ("count".to_owned(), Some(Some("savepoints/x".to_owned())))
+        );
+    }
+
+    #[test]
     fn global_options_may_stand_before_and_after_the_verb() {
         for line in ["--output json list", "list --output json"] {
             assert_eq!(
@@ -365,6 +535,15 @@ mod tests {
             "local --slots 0",
             "local --taskmanagers 65",
             "logs",
+            "savepoint",
+            "savepoint show",
+            "savepoint count --request 12",
+            "savepoint count sp/x --request 00000000000000000000000000000001",
+            "stop",
+            "stop count --detach --request 00000000000000000000000000000001",
+            "run job.wasm --standby=perhaps",
+            "run job.wasm --aligned-timeout-ms -1",
+            "checkpoints",
             "certs",
             "list --output yaml",
         ];

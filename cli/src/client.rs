@@ -6,9 +6,12 @@ mod asking;
 mod tests;
 
 use serde::de::DeserializeOwned;
-use tidemill_jobmanager::rest::{CancelAccepted, JobList, JobManagerList, NodeList, Problem};
+use tidemill_jobmanager::rest::{
+    CancelAccepted, JobList, JobManagerList, NodeList, Problem, SavepointDeleted, SavepointList,
+};
 use tidemill_jobmanager::views::{
-    CheckpointsView, JobDetail, JobManagerView, JobSummary, LogPage, NodeView, SubmittedView,
+    CheckpointDetail, CheckpointsView, JobDetail, JobManagerView, JobSummary, LogPage, NodeView,
+    SavepointRequestView, SavepointView, SubmittedView,
 };
 use ureq::Body;
 use ureq::http::Response;
@@ -55,8 +58,75 @@ impl Client {
         })
     }
 
+    /// Asks for a savepoint under an id that the caller has chosen, so that it is taken once however often this is sent.
+    pub(crate) fn trigger_savepoint(
+        &self,
+        job: &str,
+        request: &str,
+        directory: Option<&str>,
+        stop: bool,
+    ) -> Result<SavepointRequestView, Failure> {
+        let mut query = vec![pair("id", request), pair("stop", stop)];
+        query.extend(directory.map(|directory| pair("directory", directory)));
+        self.ask(&Question {
+            method: Method::Post,
+            path: &format!("/v1/jobs/{job}/savepoints"),
+            query: &query,
+        })
+    }
+
+    pub(crate) fn savepoint_status(
+        &self,
+        job: &str,
+        request: &str,
+    ) -> Result<SavepointRequestView, Failure> {
+        self.get(&format!("/v1/jobs/{job}/savepoints/{request}"), &[])
+    }
+
+    pub(crate) fn savepoints(&self) -> Result<Vec<SavepointView>, Failure> {
+        let SavepointList { savepoints } = self.ask(&Question {
+            method: Method::Search,
+            path: "/v1/savepoints",
+            query: &[],
+        })?;
+        Ok(savepoints)
+    }
+
+    pub(crate) fn savepoint(&self, path: &str) -> Result<SavepointView, Failure> {
+        self.ask(&Question {
+            method: Method::Search,
+            path: &format!("/v1/savepoints/{}", segment(path)),
+            query: &[],
+        })
+    }
+
+    pub(crate) fn verify_savepoint(&self, path: &str) -> Result<SavepointView, Failure> {
+        self.ask(&Question {
+            method: Method::Verify,
+            path: &format!("/v1/savepoints/{}/verify", segment(path)),
+            query: &[],
+        })
+    }
+
+    pub(crate) fn delete_savepoint(&self, path: &str) -> Result<SavepointDeleted, Failure> {
+        self.ask(&Question {
+            method: Method::Delete,
+            path: &format!("/v1/savepoints/{}", segment(path)),
+            query: &[],
+        })
+    }
+
     pub(crate) fn checkpoints(&self, id: &str) -> Result<CheckpointsView, Failure> {
         self.get(&format!("/v1/jobs/{id}/checkpoints"), &[])
+    }
+
+    pub(crate) fn checkpoint(
+        &self,
+        id: &str,
+        checkpoint: &str,
+    ) -> Result<CheckpointDetail, Failure> {
+        let checkpoint = segment(checkpoint);
+        self.get(&format!("/v1/jobs/{id}/checkpoints/{checkpoint}"), &[])
     }
 
     pub(crate) fn logs(&self, id: &str, query: &[(String, String)]) -> Result<LogPage, Failure> {
@@ -127,7 +197,7 @@ fn read<T: DeserializeOwned>(mut response: Response<Body>, base: &str) -> Result
     }
     match response.body_mut().read_json() {
         Ok(Problem { error }) => {
-            let failure = Failure::new(Exit::Refused, error.message);
+            let failure = Failure::new(Exit::Refused, error.message).with_code(error.code);
             Err(match error.help {
                 Some(help) => failure.help(help),
                 None => failure,
@@ -171,6 +241,20 @@ fn choose(jobs: Vec<JobSummary>, text: &str) -> Result<JobSummary, Failure> {
         )),
         None => failure.help("`tidemill list` shows every job"),
     })
+}
+
+/// Any text as one segment of an address.
+fn segment(text: &str) -> String {
+    let mut segment = String::with_capacity(text.len());
+    for byte in text.bytes() {
+        match byte {
+            b'a'..=b'z' | b'A'..=b'Z' | b'0'..=b'9' | b'-' | b'_' | b'.' | b'~' => {
+                segment.push(char::from(byte));
+            }
+            _ => segment.push_str(&format!("%{byte:02X}")),
+        }
+    }
+    segment
 }
 
 /// The pair of a query.

@@ -32,6 +32,7 @@ pub(crate) struct Failure {
     message: String,
     causes: Vec<String>,
     help: Option<String>,
+    code: Option<String>,
 }
 
 impl Failure {
@@ -41,6 +42,7 @@ impl Failure {
             message: message.into(),
             causes: Vec::new(),
             help: None,
+            code: None,
         }
     }
 
@@ -64,6 +66,22 @@ impl Failure {
         self
     }
 
+    /// The same, but for the exit code.
+    pub(crate) fn with_exit(self, exit: Exit) -> Self {
+        Self { exit, ..self }
+    }
+
+    /// What a JobManager calls it.
+    pub(crate) fn with_code(mut self, code: String) -> Self {
+        self.code = Some(code);
+        self
+    }
+
+    /// What a JobManager calls it, if one has refused a request.
+    pub(crate) fn code(&self) -> Option<&str> {
+        self.code.as_deref()
+    }
+
     fn caused_by(mut self, mut source: Option<&dyn Error>) -> Self {
         while let Some(error) = source {
             let text = error.to_string();
@@ -84,10 +102,11 @@ impl Failure {
                 message,
                 causes,
                 help,
+                code,
                 exit,
             } = self;
-            let code = *exit as u8;
-            return json!({ "error": { "message": message, "causes": causes, "help": help, "exit_code": code } }).to_string();
+            let exit_code = *exit as u8;
+            return json!({ "error": { "code": code, "message": message, "causes": causes, "help": help, "exit_code": exit_code } }).to_string();
         }
         let mut text = format!("error: {}", self.message);
         for cause in &self.causes {

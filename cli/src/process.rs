@@ -4,6 +4,7 @@
 use std::fs;
 use std::io::{self, Write};
 use std::path::Path;
+use std::sync::mpsc;
 
 use serde::Serialize;
 use tidemill_config::{Config, Log, LogFormat};
@@ -119,6 +120,20 @@ impl Signals {
             _ = self.terminate.recv() => "SIGTERM",
         }
     }
+}
+
+/// Where the first signal arrives. A second one ends the process at once: whoever asks twice does not want to wait for an
+/// orderly end either.
+pub(crate) fn interrupts(runtime: &Runtime) -> Result<mpsc::Receiver<()>, Failure> {
+    let (interrupt, interrupts) = mpsc::channel();
+    let mut signals = runtime.block_on(async { Signals::listen() })?;
+    runtime.spawn(async move {
+        signals.next().await;
+        let _ = interrupt.send(());
+        signals.next().await;
+        std::process::exit(Exit::Interrupted as i32);
+    });
+    Ok(interrupts)
 }
 
 /// Writes where a process listens, whole or not at all.

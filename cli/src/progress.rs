@@ -1,4 +1,4 @@
-//! What `tidemill run` shows while it waits: bars on a terminal, lines elsewhere. Always on standard error, so that
+//! What `tidemill run`, `savepoint` and `stop` show while they wait: bars on a terminal, lines elsewhere. Always on standard error, so that
 //! standard output holds the result alone.
 
 use std::collections::VecDeque;
@@ -6,7 +6,7 @@ use std::io::{self, IsTerminal};
 use std::time::{Duration, Instant};
 
 use indicatif::{MultiProgress, ProgressBar, ProgressStyle};
-use tidemill_jobmanager::views::{JobDetail, TaskStatus};
+use tidemill_jobmanager::views::{JobDetail, SavepointRequestView, SavepointStepName, TaskStatus};
 
 use crate::units;
 use crate::verbs::describe;
@@ -107,10 +107,100 @@ impl Bars {
     }
 }
 
+/// Shows how a savepoint gets on: a bar on a terminal, lines elsewhere.
+pub(crate) struct SavepointProgress {
+    name: String,
+    display: SavepointDisplay,
+}
+
+enum SavepointDisplay {
+    /// Nothing, for programs.
+    Silent,
+    Bar(ProgressBar),
+    /// When the last line was printed, and for which step.
+    Lines(Option<(Instant, SavepointStepName)>),
+}
+
+impl SavepointProgress {
+    /// Of a job with this name.
+    pub(crate) fn new(is_silent: bool, name: &str) -> Self {
+        let display = if is_silent {
+            SavepointDisplay::Silent
+        } else if io::stderr().is_terminal() {
+            SavepointDisplay::Bar(spinner("{spinner} {wide_msg}"))
+        } else {
+            SavepointDisplay::Lines(None)
+        };
+        let name = name.to_owned();
+        Self { name, display }
+    }
+
+    /// Something that happened, to stay on the screen.
+    pub(crate) fn note(&self, text: &str) {
+        match &self.display {
+            SavepointDisplay::Silent => {}
+            SavepointDisplay::Bar(bar) => bar.suspend(|| eprintln!("{text}")),
+            SavepointDisplay::Lines(_) => eprintln!("{text}"),
+        }
+    }
+
+    /// How it stands now.
+    pub(crate) fn show(&mut self, request: &SavepointRequestView) {
+        let Some(step) = request.step else {
+            return;
+        };
+        let text = format!("{}: {}", self.name, savepoint_step(step, request));
+        match &mut self.display {
+            SavepointDisplay::Silent => {}
+            SavepointDisplay::Bar(bar) => {
+                if step == SavepointStepName::Copy && request.total_bytes > 0 {
+                    bar.set_style(style("{spinner} [{bar:30}] {wide_msg}"));
+                    bar.set_length(request.total_bytes);
+                    bar.set_position(request.done_bytes);
+                } else {
+                    bar.set_style(style("{spinner} {wide_msg}"));
+                }
+                bar.set_message(text);
+                bar.tick();
+            }
+            SavepointDisplay::Lines(last) => {
+                let is_news =
+                    last.is_none_or(|(at, before)| at.elapsed() >= LINE_INTERVAL || before != step);
+                if is_news {
+                    eprintln!("{text}");
+                    *last = Some((Instant::now(), step));
+                }
+            }
+        }
+    }
+
+    /// Takes the bar away.
+    pub(crate) fn finish(&self) {
+        if let SavepointDisplay::Bar(bar) = &self.display {
+            bar.finish_and_clear();
+        }
+    }
+}
+
+fn savepoint_step(step: SavepointStepName, request: &SavepointRequestView) -> String {
+    match step {
+        SavepointStepName::Checkpoint => "a checkpoint is being taken".to_owned(),
+        SavepointStepName::Copy if request.total_bytes == 0 => "it is being copied".to_owned(),
+        SavepointStepName::Copy => format!(
+            "it is being copied, {} of {}",
+            units::bytes(request.done_bytes),
+            units::bytes(request.total_bytes)
+        ),
+        SavepointStepName::Commit => "it is written, and the job stops".to_owned(),
+    }
+}
+
 fn spinner(template: &str) -> ProgressBar {
-    let style =
-        ProgressStyle::with_template(template).expect("the templates above are well formed");
-    ProgressBar::new_spinner().with_style(style)
+    ProgressBar::new_spinner().with_style(style(template))
+}
+
+fn style(template: &str) -> ProgressStyle {
+    ProgressStyle::with_template(template).expect("the templates above are well formed")
 }
 
 /// Lines where there is no terminal. The job's events are notes already; these tell what it waits for, and numbers.

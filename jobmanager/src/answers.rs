@@ -1,12 +1,14 @@
 //! The leader's state as users see it: views are made here from what the machines say of themselves, and nowhere else.
 //! Nothing is decided or changed.
 
+mod checkpoints;
+
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
 use tidemill_abi::{Output, StageInput};
 use tidemill_core::Time;
-use tidemill_core::checkpoint::{CheckpointRecord, Outcome};
-use tidemill_core::job::{Job, Phase, Recovery, TaskStatus as CoreTaskStatus};
+use tidemill_core::checkpoint::Outcome;
+use tidemill_core::job::{Job, Phase, TaskStatus as CoreTaskStatus};
 use tidemill_core::leader::Leader;
 use tidemill_core::membership::Member;
 use tidemill_protocol::control::{Blame, TaskProgress};
@@ -16,9 +18,8 @@ use tidemill_protocol::{JobId, Routing, StageKind, TaskId};
 use crate::handle::QueryError;
 use crate::standing::RegistryState;
 use crate::views::{
-    CheckpointStatus, CheckpointView, CheckpointsView, ClusterView, EdgeView, EventView,
-    FailureView, JobDetail, JobMetricsView, JobStatus, JobSummary, NodeStatus, NodeView,
-    OptionsView, ProgressView, RecoveryView, StageView, TaskStatus, TaskView,
+    ClusterView, EdgeView, EventView, FailureView, JobDetail, JobMetricsView, JobStatus,
+    JobSummary, NodeStatus, NodeView, OptionsView, ProgressView, StageView, TaskStatus, TaskView,
 };
 
 /// Joins the machines' time to this process's clocks.
@@ -200,11 +201,16 @@ impl View<'_> {
                 checkpoint_timeout_ms: options.checkpoint_timeout_ms,
                 tolerable_failed_checkpoints: options.tolerable_failed_checkpoints,
                 retained_checkpoints: options.retained_checkpoints,
+                aligned_checkpoint_timeout_ms: options.aligned_checkpoint_timeout_ms,
+                retain_on_cancel: options.retain_on_cancel,
+                standby: options.standby,
                 restart: restart(&options.restart),
             },
             stages: stages(job),
             edges: edges(job),
             tasks_detail: tasks(job),
+            began_from: record.began_from.clone(),
+            kept_checkpoint: checkpoints::kept(job),
             last_failure: failure,
             recoveries: job
                 .history()
@@ -213,62 +219,6 @@ impl View<'_> {
                 .collect(),
             events: job.history().notes().map(event).collect(),
         })
-    }
-
-    fn recovery(&self, recovery: &Recovery) -> RecoveryView {
-        let after = |at: Option<Time>| at.map(|at| micros(at.since(recovery.detected_at)));
-        RecoveryView {
-            attempt: recovery.attempt.map(|attempt| attempt.to_string()),
-            cause: recovery.cause.clone(),
-            detected_at_ms: self.clock.wall_ms(recovery.detected_at),
-            planned_after_us: after(recovery.planned_at),
-            delay_us: micros(recovery.delay),
-            running_after_us: after(recovery.running_at),
-            checkpoint: recovery.checkpoint.map(|checkpoint| checkpoint.to_string()),
-            tasks_lost: recovery.tasks_lost as u32,
-            tasks_restarted: recovery.tasks_restarted as u32,
-            timings_max: recovery.timings.into(),
-        }
-    }
-
-    pub(crate) fn checkpoints(&self, id: JobId) -> Result<CheckpointsView, QueryError> {
-        let coordinator = self.find(id)?.checkpoints();
-        let history = coordinator.history();
-        Ok(CheckpointsView {
-            completed: history.completed(),
-            failed: history.failed(),
-            retained: coordinator
-                .retained()
-                .map(|pointer| pointer.checkpoint.to_string())
-                .collect(),
-            history: history
-                .records()
-                .map(|record| self.checkpoint(record))
-                .collect(),
-        })
-    }
-
-    fn checkpoint(&self, record: &CheckpointRecord) -> CheckpointView {
-        let (status, failure) = match &record.outcome {
-            Outcome::InProgress => (CheckpointStatus::InProgress, None),
-            Outcome::Completed => (CheckpointStatus::Completed, None),
-            Outcome::Failed { reason } => (CheckpointStatus::Failed, Some(reason.clone())),
-        };
-        CheckpointView {
-            id: record.id.to_string(),
-            status,
-            is_final: record.is_final,
-            started_at_ms: self.clock.wall_ms(record.started),
-            duration_us: micros(record.duration(self.now)),
-            tasks_acknowledged: record.acknowledged,
-            tasks: record.tasks,
-            image_bytes: record.stats.image_bytes,
-            written_bytes: record.stats.written_bytes,
-            alignment_us_max: record.stats.alignment_us,
-            pause_us_max: record.stats.pause_us,
-            upload_us_max: record.stats.upload_us,
-            failure,
-        }
     }
 
     pub(crate) fn nodes(&self) -> Vec<NodeView> {
@@ -361,6 +311,9 @@ impl View<'_> {
                 summary: self.summary(job),
                 tasks: tasks(job),
                 checkpoints_failed: history.failed(),
+                checkpoint_totals: checkpoints::totals(history),
+                recoveries: job.history().recovered(),
+                restored: checkpoints::restored(job.history().restored()),
                 last_checkpoint: completed.map(|record| self.checkpoint(record)),
                 last_recovery: job
                     .history()

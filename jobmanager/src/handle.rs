@@ -5,7 +5,7 @@ use bytes::Bytes;
 use std::collections::BTreeMap;
 use std::time::Duration;
 use tidemill_protocol::record::RestartStrategy;
-use tidemill_protocol::{JobId, TaskId};
+use tidemill_protocol::{CheckpointId, JobId, TaskId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use crate::savepoints::{
@@ -14,8 +14,8 @@ pub use crate::savepoints::{
 };
 use crate::standing::Standing;
 use crate::views::{
-    CheckpointsView, HealthView, JobDetail, JobManagerView, JobSummary, LogPage, MetricsView,
-    NodeView, SubmittedView,
+    CheckpointDetail, CheckpointsView, HealthView, JobDetail, JobManagerView, JobSummary, LogPage,
+    MetricsView, NodeView, SubmittedView,
 };
 
 /// How a job is to run, as far as its submitter says; the cluster's configuration fills in the rest.
@@ -80,6 +80,16 @@ pub enum QueryError {
         job: JobId,
         /// What was asked for.
         task: TaskId,
+    },
+    /// The job's history has no such checkpoint.
+    #[error(
+        "job {job} has no checkpoint {checkpoint} among its last ones: `tidemill checkpoints {job}` lists them"
+    )]
+    UnknownCheckpoint {
+        /// The job.
+        job: JobId,
+        /// What was asked for.
+        checkpoint: CheckpointId,
     },
     /// The cursor is not one that an earlier page returned.
     #[error("`{0}` is not where a page of log lines ended: pass the `next` of an earlier page")]
@@ -220,6 +230,11 @@ pub(crate) enum Request {
     Job(JobId, Reply<Result<JobDetail, QueryError>>),
     Cancel(JobId, Reply<Result<(), CancelError>>),
     Checkpoints(JobId, Reply<Result<CheckpointsView, QueryError>>),
+    Checkpoint(
+        JobId,
+        CheckpointId,
+        Reply<Result<CheckpointDetail, QueryError>>,
+    ),
     TriggerSavepoint {
         job: JobId,
         id: SavepointRequestId,
@@ -311,6 +326,19 @@ impl ClusterHandle {
     /// When there is no such job.
     pub async fn checkpoints(&self, job: JobId) -> Result<CheckpointsView, QueryError> {
         self.ask(|reply| Request::Checkpoints(job, reply)).await?
+    }
+
+    /// One of a job's last checkpoints, task by task.
+    ///
+    /// # Errors
+    /// When there is no such job, or its history does not have the checkpoint.
+    pub async fn checkpoint(
+        &self,
+        job: JobId,
+        checkpoint: CheckpointId,
+    ) -> Result<CheckpointDetail, QueryError> {
+        self.ask(|reply| Request::Checkpoint(job, checkpoint, reply))
+            .await?
     }
 
     /// Asks for a savepoint, and with `stop` for the job's end when that is written. Returns at once; what becomes of it is

@@ -1,10 +1,22 @@
 //! What users are told: plain data that serialises to the JSON of the REST API and back. Identifiers are text here, times
 //! are milliseconds since the Unix epoch, durations say their unit. Nothing here is ever read to decide anything.
 
+mod checkpoints;
+mod recoveries;
+mod savepoints;
+
 use serde::{Deserialize, Serialize};
 use std::collections::BTreeMap;
-use tidemill_protocol::control::DeployTimings;
 use utoipa::ToSchema;
+
+pub use checkpoints::{
+    CheckpointDetail, CheckpointStatus, CheckpointTotals, CheckpointView, CheckpointsView,
+    RetainedView, TaskCaptureView,
+};
+pub use recoveries::{ImageSourceName, RecoveryView, RestoredView, TimingsView};
+pub use savepoints::{
+    SavepointKind, SavepointRequestStatus, SavepointRequestView, SavepointStepName, SavepointView,
+};
 
 /// What a job is doing, or how it ended.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -93,6 +105,10 @@ pub struct JobDetail {
     pub edges: Vec<EdgeView>,
     /// In order of their id.
     pub tasks_detail: Vec<TaskView>,
+    /// The savepoint or retained checkpoint that it began from, as its submitter named it.
+    pub began_from: Option<String>,
+    /// Where the checkpoint is that was kept when the job was cancelled: it can be started from, as from a savepoint.
+    pub kept_checkpoint: Option<String>,
     /// The last failure of a task, if there was one.
     pub last_failure: Option<FailureView>,
     /// The last recoveries, oldest first.
@@ -114,6 +130,12 @@ pub struct OptionsView {
     pub tolerable_failed_checkpoints: u32,
     /// Completed checkpoints that are kept.
     pub retained_checkpoints: u32,
+    /// How long a checkpoint waits for barriers before the records in front of them become part of it; 0: for ever.
+    pub aligned_checkpoint_timeout_ms: u64,
+    /// Whether the last checkpoint stays when a user cancels the job.
+    pub retain_on_cancel: bool,
+    /// Whether a second TaskManager keeps each task's last image at hand.
+    pub standby: bool,
     /// The restart strategy in words.
     pub restart: String,
 }
@@ -202,33 +224,6 @@ pub struct ProgressView {
     pub memory_bytes: u64,
 }
 
-/// How long the steps of a deployment took.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct TimingsView {
-    /// Getting and compiling the module.
-    pub module_us: u64,
-    /// Reading the image from the store.
-    pub fetch_us: u64,
-    /// Making the instance and laying the image over it.
-    pub restore_us: u64,
-}
-
-impl From<DeployTimings> for TimingsView {
-    fn from(timings: DeployTimings) -> Self {
-        let DeployTimings {
-            module_us,
-            fetch_us,
-            restore_us,
-            ..
-        } = timings;
-        Self {
-            module_us,
-            fetch_us,
-            restore_us,
-        }
-    }
-}
-
 /// Why a task failed.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
 pub struct FailureView {
@@ -248,87 +243,6 @@ pub struct FailureView {
     pub last_log_lines: Vec<String>,
     /// The start of the batch that was being processed.
     pub batch_preview: String,
-}
-
-/// How a checkpoint stands.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
-#[serde(rename_all = "kebab-case")]
-pub enum CheckpointStatus {
-    /// Tasks capture, or it is being published.
-    InProgress,
-    /// Its pointer is published: a restart can go back to it.
-    Completed,
-    /// It was given up.
-    Failed,
-}
-
-/// One checkpoint.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct CheckpointView {
-    /// `epoch.counter`.
-    pub id: String,
-    /// How it stands.
-    pub status: CheckpointStatus,
-    /// Whether it is the one that ends the job.
-    pub is_final: bool,
-    /// When it began.
-    pub started_at_ms: u64,
-    /// From its beginning until it was published or given up, or until now.
-    pub duration_us: u64,
-    /// Tasks that have acknowledged it.
-    pub tasks_acknowledged: u32,
-    /// Tasks that take part.
-    pub tasks: u32,
-    /// The sum of the images' sizes.
-    pub image_bytes: u64,
-    /// What was written to the store.
-    pub written_bytes: u64,
-    /// The longest time from a task's first barrier to its last.
-    pub alignment_us_max: u64,
-    /// The longest time that a task did nothing else.
-    pub pause_us_max: u64,
-    /// The longest compression and upload of a task.
-    pub upload_us_max: u64,
-    /// Why it was given up.
-    pub failure: Option<String>,
-}
-
-/// The checkpoints of a job.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct CheckpointsView {
-    /// Completed since this JobManager has known the job.
-    pub completed: u64,
-    /// Given up since this JobManager has known the job.
-    pub failed: u64,
-    /// Those that a restart can go back to, oldest first, `epoch.counter`.
-    pub retained: Vec<String>,
-    /// The last ones, oldest first; bounded.
-    pub history: Vec<CheckpointView>,
-}
-
-/// One recovery: from a failure until every task ran again.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
-pub struct RecoveryView {
-    /// The attempt it made, `epoch.counter`.
-    pub attempt: Option<String>,
-    /// What failed.
-    pub cause: String,
-    /// When the JobManager learned of it.
-    pub detected_at_ms: u64,
-    /// From detection until the plan was made, the restart strategy's delay and the wait for slots included.
-    pub planned_after_us: Option<u64>,
-    /// Of that, the restart strategy's delay.
-    pub delay_us: u64,
-    /// From detection until every task of the region ran.
-    pub running_after_us: Option<u64>,
-    /// The checkpoint it went back to, `epoch.counter`; none means the beginning.
-    pub checkpoint: Option<String>,
-    /// Tasks whose TaskManager was lost.
-    pub tasks_lost: u32,
-    /// Tasks that were started again, the lost ones included.
-    pub tasks_restarted: u32,
-    /// The longest of the restarted tasks' steps.
-    pub timings_max: TimingsView,
 }
 
 /// Something that happened to a job.
@@ -576,8 +490,14 @@ pub struct JobMetricsView {
     pub tasks: Vec<TaskView>,
     /// Checkpoints given up.
     pub checkpoints_failed: u64,
+    /// What all completed checkpoints came to.
+    pub checkpoint_totals: CheckpointTotals,
     /// The last completed checkpoint.
     pub last_checkpoint: Option<CheckpointView>,
+    /// Recoveries begun, since this JobManager has known the job.
+    pub recoveries: u64,
+    /// What all recoveries restored, by where it came from.
+    pub restored: Vec<RestoredView>,
     /// The last recovery.
     pub last_recovery: Option<RecoveryView>,
 }

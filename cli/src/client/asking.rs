@@ -1,6 +1,6 @@
 //! Finds the JobManager that leads and asks it: each address in turn, redirects followed with the token, and waiting while
 //! a cluster is between two leaders. Every question may be asked again when its answer was lost: views change nothing, to
-//! cancel twice is to cancel once, and a submission carries the id of its job.
+//! cancel or delete twice is to do so once, and submissions and requests for savepoints carry ids.
 
 use std::io;
 use std::sync::{Mutex, PoisonError};
@@ -19,6 +19,10 @@ const ANSWER_TIMEOUT: Duration = Duration::from_secs(10);
 const CHANGE_TIMEOUT: Duration = Duration::from_secs(30);
 /// A submission is answered when the module is checked, compiled, described and stored.
 const SUBMIT_TIMEOUT: Duration = Duration::from_secs(300);
+/// An object store is asked for each savepoint, and to delete every object of one.
+const STORE_TIMEOUT: Duration = Duration::from_secs(120);
+/// Every byte of a savepoint is read.
+const VERIFY_TIMEOUT: Duration = Duration::from_secs(6 * 3600);
 const REDIRECTS_MAX: usize = 5;
 /// The pause between two rounds of asking grows from the first to the last.
 const PAUSE_FIRST: Duration = Duration::from_millis(100);
@@ -41,8 +45,30 @@ pub(super) struct Question<'a> {
 #[derive(Clone, Copy)]
 pub(super) enum Method<'a> {
     Get,
+    /// What takes a look at the object store.
+    Search,
     Post,
+    /// A look at all of a savepoint.
+    Verify,
+    Delete,
     Upload(&'a [u8]),
+}
+
+impl Method<'_> {
+    /// Whether it only looks, so that nothing is in doubt when its answer is lost.
+    fn only_looks(&self) -> bool {
+        matches!(self, Self::Get | Self::Search | Self::Verify)
+    }
+
+    fn timeout(&self) -> Duration {
+        match self {
+            Self::Get => ANSWER_TIMEOUT,
+            Self::Post => CHANGE_TIMEOUT,
+            Self::Search | Self::Delete => STORE_TIMEOUT,
+            Self::Verify => VERIFY_TIMEOUT,
+            Self::Upload(_) => SUBMIT_TIMEOUT,
+        }
+    }
 }
 
 /// How long a cluster without a leader is waited for.
@@ -187,7 +213,7 @@ impl Asking {
                     }
                     Outcome::InDoubt(reason) => {
                         nobody.is_cluster = true;
-                        nobody.is_in_doubt |= !matches!(question.method, Method::Get);
+                        nobody.is_in_doubt |= !question.method.only_looks();
                         nobody.reasons.push(format!("{base}: {reason}"));
                         silent.push(base);
                         break;
@@ -254,21 +280,24 @@ impl Asking {
         let pairs = question.query.iter();
         let pairs = pairs.map(|(key, value)| (key.as_str(), value.as_str()));
         let token = self.token.as_ref().map(|token| format!("Bearer {token}"));
-        let timeout = match question.method {
-            Method::Get => ANSWER_TIMEOUT,
-            Method::Post => CHANGE_TIMEOUT,
-            Method::Upload(_) => SUBMIT_TIMEOUT,
-        };
-        if matches!(question.method, Method::Get) {
-            let request = self.agent.get(url).query_pairs(pairs);
-            let mut request = request.config().timeout_global(Some(timeout)).build();
+        let timeout = Some(question.method.timeout());
+        if matches!(
+            question.method,
+            Method::Get | Method::Search | Method::Delete
+        ) {
+            let request = match question.method {
+                Method::Delete => self.agent.delete(url),
+                _ => self.agent.get(url),
+            };
+            let request = request.query_pairs(pairs);
+            let mut request = request.config().timeout_global(timeout).build();
             if let Some(token) = &token {
                 request = request.header(header::AUTHORIZATION, token);
             }
             return request.call();
         }
         let request = self.agent.post(url).query_pairs(pairs);
-        let mut request = request.config().timeout_global(Some(timeout)).build();
+        let mut request = request.config().timeout_global(timeout).build();
         if let Some(token) = &token {
             request = request.header(header::AUTHORIZATION, token);
         }
@@ -278,7 +307,7 @@ impl Asking {
                 .content_type("application/wasm")
                 .header(header::EXPECT, "100-continue")
                 .send(wasm),
-            Method::Get | Method::Post => request.send_empty(),
+            _ => request.send_empty(),
         }
     }
 

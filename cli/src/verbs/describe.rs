@@ -1,7 +1,7 @@
 //! Views in words, shared by several verbs.
 
 use tidemill_jobmanager::views::{
-    CheckpointStatus, FailureView, JobStatus, RecoveryView, TaskStatus,
+    CheckpointStatus, FailureView, ImageSourceName, JobStatus, RestoredView, TaskStatus,
 };
 
 use crate::units;
@@ -72,18 +72,28 @@ pub(crate) fn failure(failure: &FailureView) -> String {
     text
 }
 
-/// A recovery with its times.
-pub(crate) fn recovery(recovery: &RecoveryView) -> String {
-    let checkpoint = recovery.checkpoint.as_deref().unwrap_or("the beginning");
-    let step = |us: Option<u64>| us.map_or_else(|| "not yet".to_owned(), units::microseconds);
+/// What can be done with the checkpoint of a cancelled job.
+pub(crate) fn kept_checkpoint(path: &str) -> String {
     format!(
-        "{}: {} tasks started again from {checkpoint}; planned after {} (of which {} the restart strategy's delay), running after {} (longest fetch {}, restore {})",
-        recovery.cause,
-        recovery.tasks_restarted,
-        step(recovery.planned_after_us),
-        units::microseconds(recovery.delay_us),
-        step(recovery.running_after_us),
-        units::microseconds(recovery.timings_max.fetch_us),
-        units::microseconds(recovery.timings_max.restore_us),
+        "its last checkpoint is kept: `tidemill run JOB.wasm --from-savepoint {path}` goes on from it, `tidemill savepoint delete {path}` deletes it"
     )
+}
+
+/// Where images came from, in words.
+pub(crate) fn restored(restored: &[RestoredView]) -> String {
+    let parts = restored.iter().map(|from| {
+        let source = match from.source {
+            ImageSourceName::None => "anew",
+            ImageSourceName::Memory => "own memory",
+            ImageSourceName::Local => "local file",
+            ImageSourceName::Peer => "another TaskManager",
+            ImageSourceName::Store => "store",
+        };
+        let bytes = match from.bytes {
+            0 => String::new(),
+            bytes => format!(" ({})", units::bytes(bytes)),
+        };
+        format!("{} {source}{bytes}", from.tasks)
+    });
+    parts.collect::<Vec<_>>().join(", ")
 }

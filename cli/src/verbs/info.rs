@@ -25,18 +25,7 @@ pub(crate) fn info(session: &Session, options: &Job) -> Result<(), Failure> {
         sections.push(format!("{heading}\n  {}", describe::failure(failure)));
     }
     if !job.recoveries.is_empty() {
-        let last = job.recoveries.iter().rev().take(EVENTS_SHOWN).rev();
-        let lines = last.map(|recovery| {
-            format!(
-                "  {}  {}",
-                units::time(recovery.detected_at_ms),
-                describe::recovery(recovery)
-            )
-        });
-        sections.push(format!(
-            "Recoveries:\n{}",
-            lines.collect::<Vec<_>>().join("\n")
-        ));
+        sections.push(format!("Recoveries:\n{}", recoveries(&job)));
     }
     if !job.events.is_empty() {
         let last = job.events.iter().rev().take(EVENTS_SHOWN).rev();
@@ -69,6 +58,8 @@ fn summary(job: &JobDetail) -> String {
         ("Submitted:", format!("{submitted} ({ago} ago)")),
     ];
     lines.extend(ended);
+    let kept = job.kept_checkpoint.iter();
+    lines.extend(kept.map(|path| ("Kept:", path.clone())));
     lines.extend(options(job));
     lines.extend([
         ("Restarts:", summary.restarts.to_string()),
@@ -81,7 +72,53 @@ fn summary(job: &JobDetail) -> String {
     lines.collect::<Vec<_>>().join("\n")
 }
 
-fn options(job: &JobDetail) -> [(&'static str, String); 5] {
+fn recoveries(job: &JobDetail) -> String {
+    let mut table = Table::new(&[
+        "DETECTED",
+        "TASKS",
+        "FROM",
+        "PLAN",
+        "FETCH",
+        "RESTORE",
+        "RESUME",
+        "RUNNING AFTER",
+        "IMAGES FROM",
+        "CAUSE",
+    ]);
+    let step = |us: Option<u64>| us.map_or_else(|| "not yet".to_owned(), units::microseconds);
+    for recovery in job.recoveries.iter().rev().take(EVENTS_SHOWN).rev() {
+        let longest = &recovery.timings_max;
+        let plan = match recovery.delay_us {
+            0 => step(recovery.planned_after_us),
+            delay => format!(
+                "{} (delay {})",
+                step(recovery.planned_after_us),
+                units::microseconds(delay)
+            ),
+        };
+        table.row([
+            units::time(recovery.detected_at_ms),
+            format!(
+                "{} ({} lost)",
+                recovery.tasks_restarted, recovery.tasks_lost
+            ),
+            recovery
+                .checkpoint
+                .clone()
+                .unwrap_or_else(|| "the beginning".to_owned()),
+            plan,
+            units::microseconds(longest.fetch_us),
+            units::microseconds(longest.restore_us),
+            step(recovery.resume_us),
+            step(recovery.running_after_us),
+            describe::restored(&recovery.restored),
+            recovery.cause.clone(),
+        ]);
+    }
+    table.rendered("none")
+}
+
+fn options(job: &JobDetail) -> [(&'static str, String); 7] {
     let (summary, options) = (&job.summary, &job.options);
     let parameters = job
         .parameters
@@ -90,6 +127,18 @@ fn options(job: &JobDetail) -> [(&'static str, String); 5] {
     let interval = match options.checkpoint_interval_ms {
         0 => "none".to_owned(),
         ms => format!("every {ms} ms, {} kept", options.retained_checkpoints),
+    };
+    let barriers = match options.aligned_checkpoint_timeout_ms {
+        0 => "always waited for".to_owned(),
+        ms => format!("waited for {ms} ms"),
+    };
+    let kept = match options.retain_on_cancel {
+        true => ", the last stays when the job is cancelled",
+        false => "",
+    };
+    let standby = match options.standby {
+        true => "the last images are kept warm on a second TaskManager",
+        false => "none",
     };
     let last = summary.last_checkpoint.as_deref().unwrap_or("none");
     let completed = format!(
@@ -100,10 +149,20 @@ fn options(job: &JobDetail) -> [(&'static str, String); 5] {
     [
         ("Parameters:", parameters.collect::<Vec<_>>().join(", ")),
         ("Parallelism:", format!("{parallelism} (at most {at_most})")),
-        ("Checkpoints:", interval),
+        (
+            "Checkpoints:",
+            format!("{interval}{kept}; barriers are {barriers}"),
+        ),
         ("", completed),
+        ("Standby:", standby.to_owned()),
         ("On failure:", options.restart.clone()),
+        ("Began from:", began_from(job)),
     ]
+}
+
+fn began_from(job: &JobDetail) -> String {
+    let from = job.began_from.as_deref();
+    from.unwrap_or("the beginning").to_owned()
 }
 
 fn stages(job: &JobDetail) -> String {

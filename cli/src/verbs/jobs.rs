@@ -1,14 +1,17 @@
-//! `tidemill list`, `cancel`, `checkpoints` and `nodes`: one question, one table.
+//! `tidemill list`, `cancel` and `nodes`: one question, one table.
+
+use std::thread;
+use std::time::{Duration, Instant};
 
 use serde::Serialize;
-use tidemill_jobmanager::views::{
-    CheckpointStatus, CheckpointView, JobManagerView, NodeStatus, NodeView,
-};
+use tidemill_jobmanager::rest::CancelAccepted;
+use tidemill_jobmanager::views::{JobDetail, JobManagerView, NodeStatus, NodeView};
 
 use super::Session;
-use super::describe::{checkpoint_status, short_id, status};
+use super::describe::{kept_checkpoint as kept_checkpoint_in_words, short_id, status};
 use crate::arguments::Job;
-use crate::failure::Failure;
+use crate::client::Client;
+use crate::failure::{Exit, Failure};
 use crate::print::{self, Table};
 use crate::units;
 
@@ -42,72 +45,75 @@ pub(crate) fn list(session: &Session) -> Result<(), Failure> {
     print::text(&table.rendered("no jobs; `tidemill run JOB.wasm` submits one"))
 }
 
+/// How long a cancelled job may take to end, when it is awaited.
+const CANCEL_MAX: Duration = Duration::from_secs(60);
+const LOOK_INTERVAL: Duration = Duration::from_millis(100);
+
+/// What programs are told of a cancelled job.
+#[derive(Serialize)]
+struct Cancelled {
+    #[serde(flatten)]
+    accepted: CancelAccepted,
+    /// Where the checkpoint is that it has left, if it was to leave one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    kept_checkpoint: Option<String>,
+}
+
 pub(crate) fn cancel(session: &Session, options: &Job) -> Result<(), Failure> {
     let client = session.client()?;
     let job = client.resolve(&options.job)?;
+    let keeps = client.job(&job.id)?.options.retain_on_cancel;
     let accepted = client.cancel(&job.id)?;
-    if session.is_json() {
-        return print::json(&accepted);
+    if keeps && !session.is_json() {
+        eprintln!(
+            "job {} ({}) is being cancelled, and its last checkpoint kept",
+            job.name, job.id
+        );
     }
-    print::text(&format!("job {} ({}) is being cancelled", job.name, job.id))
+    let ended = match keeps {
+        true => Some(until_ended(&client, &job.id)?),
+        false => None,
+    };
+    let kept_checkpoint = ended.as_ref().and_then(|job| job.kept_checkpoint.clone());
+    if session.is_json() {
+        return print::json(&Cancelled {
+            accepted,
+            kept_checkpoint,
+        });
+    }
+    let (name, id) = (&job.name, &job.id);
+    print::text(&match (ended, kept_checkpoint) {
+        (None, _) => format!("job {name} ({id}) is being cancelled"),
+        (Some(_), Some(path)) => format!(
+            "job {name} ({id}) is cancelled; {}",
+            kept_checkpoint_in_words(&path)
+        ),
+        (Some(job), None) => format!(
+            "job {name} ({id}) is {}; no checkpoint of it was complete, so none is kept",
+            status(job.summary.status)
+        ),
+    })
 }
 
-pub(crate) fn checkpoints(session: &Session, options: &Job) -> Result<(), Failure> {
-    let client = session.client()?;
-    let job = client.resolve(&options.job)?;
-    let view = client.checkpoints(&job.id)?;
-    if session.is_json() {
-        return print::json(&view);
+/// The last view of a job whose end is stored.
+fn until_ended(client: &Client, id: &str) -> Result<JobDetail, Failure> {
+    let begun = Instant::now();
+    loop {
+        let job = client.job(id)?;
+        if job.summary.status.is_terminal() {
+            return Ok(job);
+        }
+        if begun.elapsed() > CANCEL_MAX {
+            let message = format!(
+                "job {id} was asked to end, and has not in {} s",
+                CANCEL_MAX.as_secs()
+            );
+            return Err(Failure::new(Exit::Failed, message).help(format!(
+                "`tidemill info {id}` shows when it has, and where its last checkpoint is kept"
+            )));
+        }
+        thread::sleep(LOOK_INTERVAL);
     }
-    let headings = [
-        "ID",
-        "STATUS",
-        "STARTED",
-        "DURATION",
-        "TASKS",
-        "IMAGES",
-        "WRITTEN",
-        "ALIGNED IN",
-        "PAUSE",
-        "",
-    ];
-    let mut table = Table::new(&headings);
-    for checkpoint in view.history.iter().rev() {
-        table.row(checkpoint_row(checkpoint));
-    }
-    let retained = if view.retained.is_empty() {
-        "none".to_owned()
-    } else {
-        view.retained.join(", ")
-    };
-    print::text(&format!(
-        "{} completed, {} failed; a restart can go back to: {retained}\n\n{}",
-        view.completed,
-        view.failed,
-        table.rendered("no checkpoints yet"),
-    ))
-}
-
-fn checkpoint_row(checkpoint: &CheckpointView) -> [String; 10] {
-    let note = match (&checkpoint.failure, checkpoint.is_final) {
-        (Some(failure), _) => failure.clone(),
-        (None, true) => "the final one".to_owned(),
-        (None, false) => String::new(),
-    };
-    let is_measured = checkpoint.status == CheckpointStatus::Completed;
-    let measured = |text: String| if is_measured { text } else { "-".to_owned() };
-    [
-        checkpoint.id.clone(),
-        checkpoint_status(checkpoint.status).to_owned(),
-        units::time(checkpoint.started_at_ms),
-        units::microseconds(checkpoint.duration_us),
-        format!("{}/{}", checkpoint.tasks_acknowledged, checkpoint.tasks),
-        measured(units::bytes(checkpoint.image_bytes)),
-        measured(units::bytes(checkpoint.written_bytes)),
-        measured(units::microseconds(checkpoint.alignment_us_max)),
-        measured(units::microseconds(checkpoint.pause_us_max)),
-        note,
-    ]
 }
 
 pub(crate) fn nodes(session: &Session) -> Result<(), Failure> {

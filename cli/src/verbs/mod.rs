@@ -2,6 +2,7 @@
 
 mod build;
 mod certs;
+mod checkpoints;
 mod completions;
 pub(crate) mod describe;
 mod info;
@@ -11,6 +12,8 @@ mod local;
 pub(crate) mod logs;
 mod new;
 mod run;
+mod savepoint;
+mod savepoints;
 mod servers;
 
 use std::time::Duration;
@@ -68,7 +71,9 @@ pub(crate) fn run(arguments: Arguments) -> Result<Exit, Failure> {
         Verb::Info(options) => info::info(&session, &options),
         Verb::Cancel(options) => jobs::cancel(&session, &options),
         Verb::Logs(options) => logs::logs(&session, &options),
-        Verb::Checkpoints(options) => jobs::checkpoints(&session, &options),
+        Verb::Savepoint(options) => return savepoint::savepoint(&session, &options),
+        Verb::Stop(options) => return savepoint::stop(&session, &options),
+        Verb::Checkpoints(options) => checkpoints::checkpoints(&session, &options),
         Verb::Nodes => jobs::nodes(&session),
         Verb::Local(options) => local::local(&session, &options),
         Verb::Jobmanager(options) => servers::jobmanager(&options),

@@ -16,7 +16,7 @@ use crate::client::{Client, Patience, pair};
 use crate::cluster::{LocalCluster, Plan};
 use crate::failure::{Exit, Failure};
 use crate::print;
-use crate::process::{Signals, load_config, runtime, start_logging};
+use crate::process::{interrupts, load_config, runtime, start_logging};
 use crate::progress::Progress;
 use crate::units;
 use crate::watch::{Ending, Seen, Watch};
@@ -95,15 +95,7 @@ fn run_on(
     if !session.is_json() {
         eprintln!("{}", in_words(&submitted));
     }
-    let (interrupt, interrupts) = mpsc::channel();
-    let mut signals = runtime.block_on(async { Signals::listen() })?;
-    runtime.spawn(async move {
-        // The first ends the waiting in order; whoever asks twice does not want to wait for that either.
-        signals.next().await;
-        let _ = interrupt.send(());
-        signals.next().await;
-        std::process::exit(Exit::Interrupted as i32);
-    });
+    let interrupts = interrupts(runtime)?;
     // The watch waits by itself, and shows it.
     let watched = client.with(Patience::NONE);
     let mut watch = Watch {
@@ -162,6 +154,23 @@ fn query(options: &Run) -> Vec<(String, String)> {
         options
             .checkpoint_interval_ms
             .map(|ms| pair("checkpoint_interval_ms", ms)),
+    );
+    query.extend(
+        options
+            .aligned_timeout_ms
+            .map(|ms| pair("aligned_timeout_ms", ms)),
+    );
+    query.extend(
+        options
+            .retain_on_cancel
+            .map(|is| pair("retain_on_cancel", is)),
+    );
+    query.extend(options.standby.map(|is| pair("standby", is)));
+    query.extend(
+        options
+            .from_savepoint
+            .iter()
+            .map(|path| pair("from_savepoint", path)),
     );
     query.extend(
         options
@@ -226,6 +235,9 @@ fn ended(session: &Session, job: &JobDetail) -> Result<Exit, Failure> {
         }
         JobStatus::Cancelled => {
             eprintln!("{} was cancelled{took}", summary.name);
+            if let Some(path) = &job.kept_checkpoint {
+                eprintln!("{}", describe::kept_checkpoint(path));
+            }
             Ok(Exit::Cancelled)
         }
         _ => {

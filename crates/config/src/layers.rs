@@ -16,7 +16,9 @@ use crate::{Config, ConfigError, Origin, keys};
 const VARIABLE_PREFIX: &str = "TIDEMILL_";
 
 /// The sections that a job may overrule for itself.
-const JOB_SECTIONS: [&str; 2] = ["checkpoints.", "restart."];
+const JOB_SECTIONS: [&str; 3] = ["checkpoints.", "recovery.", "restart."];
+/// In these sections, but the cluster's.
+const NOT_A_JOB_S: [&str; 1] = ["checkpoints.savepoint_dir"];
 
 impl Config {
     /// Layers the defaults, then `file`, then `environment` (all variables of the process; those that name no setting are
@@ -44,7 +46,8 @@ impl Config {
         layers.finish()
     }
 
-    /// This configuration with the settings of one job laid over it: keys of `[checkpoints]` and `[restart]` alone.
+    /// This configuration with the settings of one job laid over it: keys of `[checkpoints]`,
+    /// `[recovery]` and `[restart]` alone.
     ///
     /// # Errors
     /// When a key does not exist or is of another section, or a value cannot be.
@@ -54,9 +57,10 @@ impl Config {
     ) -> Result<Self, ConfigError> {
         let mut layers = Layers::new();
         layers.values = Table::try_from(self).expect("plain values have a TOML form");
-        layers
-            .known
-            .retain(|key| JOB_SECTIONS.iter().any(|section| key.starts_with(section)));
+        layers.known.retain(|key| {
+            JOB_SECTIONS.iter().any(|section| key.starts_with(section))
+                && !NOT_A_JOB_S.contains(&key.as_str())
+        });
         for (key, text) in settings {
             if !layers.known.contains(&key) {
                 return Err(layers.unknown(Origin::Submission, key));

@@ -9,13 +9,16 @@ use axum::extract::{FromRequest, Path, Request, State};
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
-use tidemill_protocol::{JobId, TaskId};
+use tidemill_protocol::{CheckpointId, JobId, TaskId};
 use utoipa::ToSchema;
 
 use super::problem::Refusal;
 use super::query::Pairs;
+use super::savepoints::check_path;
 use super::{Api, Problem};
-use crate::views::{CheckpointsView, JobDetail, JobSummary, LogPage, SubmittedView};
+use crate::views::{
+    CheckpointDetail, CheckpointsView, JobDetail, JobSummary, LogPage, SubmittedView,
+};
 use crate::{LogQuery, SubmitError, SubmitOptions};
 
 /// What a module's upload is called.
@@ -50,6 +53,10 @@ pub struct CancelAccepted {
         ("param" = Option<Vec<String>>, Query, description = "A parameter of the job as `name=value`; may be repeated. `param.name=value` does the same"),
         ("checkpoint_interval_ms" = Option<u64>, Query, description = "Short for checkpoints.interval_ms"),
         ("checkpoints.interval_ms" = Option<u64>, Query, description = "And every other key of the configuration's section [checkpoints]"),
+        ("aligned_timeout_ms" = Option<u64>, Query, description = "Short for checkpoints.aligned_timeout_ms"),
+        ("retain_on_cancel" = Option<bool>, Query, description = "Short for checkpoints.retain_on_cancel"),
+        ("standby" = Option<bool>, Query, description = "Short for recovery.standby, the one key of the section [recovery]"),
+        ("from_savepoint" = Option<String>, Query, description = "The savepoint or retained checkpoint to begin from: its path in the cluster's store, or its URL"),
         ("restart" = Option<String>, Query, description = "Short for restart.strategy"),
         ("restart.strategy" = Option<String>, Query, description = "And every other key of the configuration's section [restart]"),
     ),
@@ -60,7 +67,7 @@ pub struct CancelAccepted {
         (status = 409, description = "Another job writes to the same place", body = Problem),
         (status = 413, description = "The module is too large", body = Problem),
         (status = 415, description = "The body is not called application/wasm", body = Problem),
-        (status = 422, description = "The module, its graph or its connectors are refused", body = Problem),
+        (status = 422, description = "The module, its graph, its connectors or what it is to begin from are refused", body = Problem),
         (status = 503, description = "The store or the JobManager does not answer", body = Problem),
     )
 )]
@@ -120,6 +127,15 @@ fn unreadable_body(rejection: &BytesRejection, max: u64) -> Refusal {
     )
 }
 
+/// Short names of keys of the configuration.
+const SHORT_KEYS: [(&str, &str); 5] = [
+    ("checkpoint_interval_ms", "checkpoints.interval_ms"),
+    ("aligned_timeout_ms", "checkpoints.aligned_timeout_ms"),
+    ("retain_on_cancel", "checkpoints.retain_on_cancel"),
+    ("standby", "recovery.standby"),
+    ("restart", "restart.strategy"),
+];
+
 fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
     let mut pairs = Pairs::of(uri)?;
     let id = match pairs.text("id")? {
@@ -129,32 +145,22 @@ fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
     let name = pairs.text("name")?;
     let parallelism = pairs.parsed("parallelism", "a whole number from 1")?;
     let max_parallelism = pairs.parsed("max_parallelism", "a whole number from 1")?;
+    let from = pairs.text("from_savepoint")?;
+    if let Some(from) = &from {
+        check_path(from)?;
+    }
     let parameters = parameters(&mut pairs)?;
-    let mut settings = Vec::new();
-    for (short, key) in [
-        ("checkpoint_interval_ms", "checkpoints.interval_ms"),
-        ("restart", "restart.strategy"),
-    ] {
-        settings.extend(pairs.text(short)?.map(|value| (key.to_owned(), value)));
-    }
-    for section in ["checkpoints.", "restart."] {
-        let keys = pairs.with_prefix(section)?;
-        settings.extend(
-            keys.into_iter()
-                .map(|(key, value)| (format!("{section}{key}"), value)),
-        );
-    }
-    pairs.finish(&[
+    let settings = settings(&mut pairs)?;
+    let mut known = vec![
         "id",
         "name",
         "parallelism",
         "max_parallelism",
         "param",
-        "checkpoint_interval_ms",
-        "checkpoints.interval_ms",
-        "restart",
-        "restart.strategy",
-    ])?;
+        "from_savepoint",
+    ];
+    known.extend(SHORT_KEYS.iter().flat_map(|(short, key)| [*short, *key]));
+    pairs.finish(&known)?;
     let config = api
         .config
         .for_job(settings)
@@ -174,8 +180,24 @@ fn submit_options(api: &Api, uri: &Uri) -> Result<SubmitOptions, Refusal> {
         aligned_checkpoint_timeout_ms: Some(checkpoints.aligned_timeout_ms),
         retain_on_cancel: Some(checkpoints.retain_on_cancel),
         standby: Some(config.recovery.standby),
-        from: None,
+        from,
     })
+}
+
+/// Keys of the configuration that a job may choose, with their values.
+fn settings(pairs: &mut Pairs) -> Result<Vec<(String, String)>, Refusal> {
+    let mut settings = Vec::new();
+    for (short, key) in SHORT_KEYS {
+        settings.extend(pairs.text(short)?.map(|value| (key.to_owned(), value)));
+    }
+    for section in ["checkpoints.", "recovery.", "restart."] {
+        let keys = pairs.with_prefix(section)?;
+        settings.extend(
+            keys.into_iter()
+                .map(|(key, value)| (format!("{section}{key}"), value)),
+        );
+    }
+    Ok(settings)
 }
 
 fn parameters(pairs: &mut Pairs) -> Result<BTreeMap<String, String>, Refusal> {
@@ -263,6 +285,29 @@ pub(super) async fn checkpoints(
     Ok(Json(api.cluster.checkpoints(job_id(&job)?).await?))
 }
 
+/// One of a job's last checkpoints, task by task.
+#[utoipa::path(
+    get, path = "/v1/jobs/{job}/checkpoints/{checkpoint}", tag = "jobs",
+    params(
+        ("job" = String, Path, description = "The job's id"),
+        ("checkpoint" = String, Path, description = "The checkpoint's id, `epoch.counter`"),
+    ),
+    responses((status = 200, body = CheckpointDetail), (status = 400, body = Problem), (status = 404, body = Problem), (status = 503, body = Problem))
+)]
+pub(super) async fn checkpoint(
+    State(api): State<Api>,
+    Path((job, checkpoint)): Path<(String, String)>,
+    uri: Uri,
+) -> Result<Json<CheckpointDetail>, Refusal> {
+    Pairs::of(&uri)?.finish(&[])?;
+    let job = job_id(&job)?;
+    let checkpoint: CheckpointId = checkpoint.parse().map_err(|error| {
+        Refusal::bad_request("bad-checkpoint-id", error)
+            .help(format!("GET /v1/jobs/{job}/checkpoints lists them"))
+    })?;
+    Ok(Json(api.cluster.checkpoint(job, checkpoint).await?))
+}
+
 /// What a job's tasks have written, with what their TaskManagers say about them.
 #[utoipa::path(
     get, path = "/v1/jobs/{job}/logs", tag = "jobs",
@@ -295,7 +340,7 @@ pub(super) async fn logs(
     Ok(Json(api.cluster.logs(job, query).await?))
 }
 
-fn job_id(text: &str) -> Result<JobId, Refusal> {
+pub(super) fn job_id(text: &str) -> Result<JobId, Refusal> {
     text.parse().map_err(|error| {
         Refusal::bad_request("bad-job-id", error).help("GET /v1/jobs lists every job with its id")
     })

@@ -11,7 +11,10 @@ use axum::response::IntoResponse;
 
 use super::problem::Refusal;
 use super::{Api, Problem};
-use crate::views::{JobMetricsView, MetricsView, NodeStatus, RegistryConnection, Role, TaskView};
+use crate::views::{
+    CheckpointView, JobMetricsView, MetricsView, NodeStatus, RegistryConnection, RestoredView,
+    Role, TaskView,
+};
 
 const CONTENT_TYPE: &str = "text/plain; version=0.0.4; charset=utf-8";
 
@@ -205,82 +208,141 @@ fn jobs(text: &mut Exposition, jobs: &[JobMetricsView]) {
 }
 
 fn checkpoints(text: &mut Exposition, jobs: &[JobMetricsView]) {
-    let mut family = |name, kind, help, value: fn(&JobMetricsView) -> Option<f64>| {
-        text.family(name, kind, help);
+    let mut counter = |name, help, value: fn(&JobMetricsView) -> u64| {
+        text.family(name, Kind::Counter, help);
         for job in jobs {
-            if let Some(value) = value(job) {
-                text.sample(&job_labels(job), value);
+            text.sample(&job_labels(job), value(job) as f64);
+        }
+    };
+    counter(
+        "tidemill_job_checkpoints_completed_total",
+        "Completed checkpoints, as far as this JobManager saw them.",
+        |job| job.summary.checkpoints_completed,
+    );
+    counter(
+        "tidemill_job_checkpoints_failed_total",
+        "Checkpoints given up, as far as this JobManager saw them.",
+        |job| job.checkpoints_failed,
+    );
+    counter(
+        "tidemill_job_checkpoints_unaligned_total",
+        "Completed checkpoints for which a task did not wait for every barrier.",
+        |job| job.checkpoint_totals.unaligned,
+    );
+    counter(
+        "tidemill_job_checkpoint_dirty_bytes_total",
+        "Pages that completed checkpoints captured, uncompressed.",
+        |job| job.checkpoint_totals.dirty_bytes,
+    );
+    counter(
+        "tidemill_job_checkpoint_written_bytes_total",
+        "What completed checkpoints wrote to the store.",
+        |job| job.checkpoint_totals.written_bytes,
+    );
+    counter(
+        "tidemill_job_checkpoint_channel_bytes_total",
+        "Frames that became part of completed checkpoints because their barriers came late.",
+        |job| job.checkpoint_totals.channel_bytes,
+    );
+    last_checkpoint(text, jobs);
+}
+
+fn last_checkpoint(text: &mut Exposition, jobs: &[JobMetricsView]) {
+    let mut gauge = |name, help, value: fn(&CheckpointView) -> f64| {
+        text.family(name, Kind::Gauge, help);
+        for job in jobs {
+            if let Some(checkpoint) = &job.last_checkpoint {
+                text.sample(&job_labels(job), value(checkpoint));
             }
         }
     };
-    family(
-        "tidemill_job_checkpoints_completed_total",
-        Kind::Counter,
-        "Completed checkpoints, as far as this JobManager saw them.",
-        |job| Some(job.summary.checkpoints_completed as f64),
-    );
-    family(
-        "tidemill_job_checkpoints_failed_total",
-        Kind::Counter,
-        "Checkpoints given up, as far as this JobManager saw them.",
-        |job| Some(job.checkpoints_failed as f64),
-    );
-    family(
+    gauge(
         "tidemill_job_last_checkpoint_duration_seconds",
-        Kind::Gauge,
         "From the beginning of the last completed checkpoint until it was published.",
-        |job| {
-            job.last_checkpoint
-                .as_ref()
-                .map(|checkpoint| seconds_of_us(checkpoint.duration_us))
-        },
+        |checkpoint| seconds_of_us(checkpoint.duration_us),
     );
-    family(
+    gauge(
+        "tidemill_job_last_checkpoint_alignment_seconds",
+        "The longest time from a task's first barrier of the last completed checkpoint to its last.",
+        |checkpoint| seconds_of_us(checkpoint.alignment_us_max),
+    );
+    gauge(
         "tidemill_job_last_checkpoint_pause_seconds",
-        Kind::Gauge,
         "The longest time that a task did nothing else for the last completed checkpoint.",
-        |job| {
-            job.last_checkpoint
-                .as_ref()
-                .map(|checkpoint| seconds_of_us(checkpoint.pause_us_max))
-        },
+        |checkpoint| seconds_of_us(checkpoint.pause_us_max),
     );
-    family(
+    gauge(
+        "tidemill_job_last_checkpoint_upload_seconds",
+        "The longest compression and upload of a task for the last completed checkpoint.",
+        |checkpoint| seconds_of_us(checkpoint.upload_us_max),
+    );
+    gauge(
         "tidemill_job_last_checkpoint_image_bytes",
-        Kind::Gauge,
         "The sum of the sizes of the last completed checkpoint's images.",
-        |job| {
-            job.last_checkpoint
-                .as_ref()
-                .map(|checkpoint| checkpoint.image_bytes as f64)
-        },
+        |checkpoint| checkpoint.image_bytes as f64,
     );
-    family(
+    gauge(
+        "tidemill_job_last_checkpoint_dirty_bytes",
+        "Pages that the last completed checkpoint captured, uncompressed.",
+        |checkpoint| checkpoint.dirty_bytes as f64,
+    );
+    gauge(
         "tidemill_job_last_checkpoint_written_bytes",
-        Kind::Gauge,
         "What the last completed checkpoint wrote to the store.",
-        |job| {
-            job.last_checkpoint
-                .as_ref()
-                .map(|checkpoint| checkpoint.written_bytes as f64)
-        },
+        |checkpoint| checkpoint.written_bytes as f64,
+    );
+    gauge(
+        "tidemill_job_last_checkpoint_channel_bytes",
+        "Frames that became part of the last completed checkpoint because their barriers came late.",
+        |checkpoint| checkpoint.channel_bytes as f64,
     );
 }
 
 fn recoveries(text: &mut Exposition, jobs: &[JobMetricsView]) {
     text.family(
+        "tidemill_job_recoveries_total",
+        Kind::Counter,
+        "Recoveries begun, as far as this JobManager saw them.",
+    );
+    for job in jobs {
+        text.sample(&job_labels(job), job.recoveries as f64);
+    }
+    let mut by_source = |name, help, value: fn(&RestoredView) -> u64| {
+        text.family(name, Kind::Counter, help);
+        for job in jobs {
+            for restored in &job.restored {
+                let mut labels = job_labels(job).to_vec();
+                labels.push(("source", restored.source.name()));
+                text.sample(&labels, value(restored) as f64);
+            }
+        }
+    };
+    by_source(
+        "tidemill_job_tasks_restored_total",
+        "Tasks that recoveries started again, by where their images came from.",
+        |restored| restored.tasks,
+    );
+    by_source(
+        "tidemill_job_restored_bytes_total",
+        "Bytes of memory that recoveries wrote before tasks could run, by where they came from.",
+        |restored| restored.bytes,
+    );
+    text.family(
         "tidemill_job_last_recovery_seconds",
         Kind::Gauge,
-        "How long the last recovery took from detection: until the plan was made, the image fetched and restored (longest task), and every task ran.",
+        "How long the last recovery took: from detection until the plan was made, the module was there, the image fetched and restored (longest task), from the plan until all ran without these steps, and from detection until all ran.",
     );
     for job in jobs {
         let Some(recovery) = &job.last_recovery else {
             continue;
         };
+        let longest = &recovery.timings_max;
         let steps = [
             ("plan", recovery.planned_after_us),
-            ("fetch", Some(recovery.timings_max.fetch_us)),
-            ("restore", Some(recovery.timings_max.restore_us)),
+            ("module", Some(longest.module_us)),
+            ("fetch", Some(longest.fetch_us)),
+            ("restore", Some(longest.restore_us)),
+            ("resume", recovery.resume_us),
             ("running", recovery.running_after_us),
         ];
         for (step, us) in steps {

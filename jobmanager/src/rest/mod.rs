@@ -13,6 +13,7 @@ mod openapi;
 mod problem;
 mod query;
 mod redirect;
+mod savepoints;
 #[cfg(test)]
 mod tests;
 
@@ -34,6 +35,7 @@ use crate::ClusterHandle;
 pub use cluster::{JobManagerList, NodeList};
 pub use jobs::{CancelAccepted, JobList};
 pub use problem::{Problem, ProblemBody};
+pub use savepoints::{SavepointDeleted, SavepointList};
 
 /// Uploads that are held in memory at once; more wait for their turn.
 const UPLOADS_MAX: usize = 4;
@@ -112,6 +114,21 @@ pub fn router(cluster: ClusterHandle, config: Arc<Config>) -> Router {
         .route("/v1/jobs/{job}", get(jobs::info))
         .route("/v1/jobs/{job}/cancel", post(jobs::cancel))
         .route("/v1/jobs/{job}/checkpoints", get(jobs::checkpoints))
+        .route(
+            "/v1/jobs/{job}/checkpoints/{checkpoint}",
+            get(jobs::checkpoint),
+        )
+        .route("/v1/jobs/{job}/savepoints", post(savepoints::trigger))
+        .route(
+            "/v1/jobs/{job}/savepoints/{request}",
+            get(savepoints::status),
+        )
+        .route("/v1/savepoints", get(savepoints::list))
+        .route(
+            "/v1/savepoints/{path}",
+            get(savepoints::show).delete(savepoints::delete),
+        )
+        .route("/v1/savepoints/{path}/verify", post(savepoints::verify))
         .route("/v1/jobs/{job}/logs", get(jobs::logs))
         .route("/v1/nodes", get(cluster::nodes))
         .route("/v1/jobmanagers", get(cluster::job_managers))

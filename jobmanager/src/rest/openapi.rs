@@ -3,7 +3,7 @@
 use axum::Json;
 use utoipa::OpenApi;
 
-use super::{Problem, cluster, jobs, metrics};
+use super::{Problem, cluster, jobs, metrics, savepoints};
 
 #[derive(OpenApi)]
 #[openapi(
@@ -17,7 +17,14 @@ use super::{Problem, cluster, jobs, metrics};
         jobs::info,
         jobs::cancel,
         jobs::checkpoints,
+        jobs::checkpoint,
         jobs::logs,
+        savepoints::trigger,
+        savepoints::status,
+        savepoints::list,
+        savepoints::show,
+        savepoints::verify,
+        savepoints::delete,
         cluster::nodes,
         cluster::job_managers,
         cluster::health,
@@ -26,6 +33,7 @@ use super::{Problem, cluster, jobs, metrics};
     components(schemas(Problem)),
     tags(
         (name = "jobs", description = "Jobs, their checkpoints and their logs"),
+        (name = "savepoints", description = "Savepoints: asking for them, and those that are stored"),
         (name = "cluster", description = "The processes of the cluster"),
     )
 )]

@@ -6,7 +6,9 @@ use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use crate::{CancelError, QueryError, SubmitError, Unavailable};
+use crate::{
+    CancelError, QueryError, SavepointError, StoredSavepointError, SubmitError, Unavailable,
+};
 
 /// The body of every answer that is not a success.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
@@ -97,6 +99,9 @@ impl From<QueryError> for Refusal {
             QueryError::UnknownTask { .. } => {
                 Self::new(StatusCode::NOT_FOUND, "unknown-task", error)
             }
+            QueryError::UnknownCheckpoint { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-checkpoint", error)
+            }
             QueryError::BadCursor(_) => Self::bad_request("bad-cursor", error),
             QueryError::Unavailable(error) => error.into(),
         }
@@ -112,6 +117,43 @@ impl From<CancelError> for Refusal {
                 Self::new(StatusCode::SERVICE_UNAVAILABLE, "in-doubt", error)
             }
             CancelError::Unavailable(error) => error.into(),
+        }
+    }
+}
+
+impl From<SavepointError> for Refusal {
+    fn from(error: SavepointError) -> Self {
+        match error {
+            SavepointError::UnknownJob(_) => Self::new(StatusCode::NOT_FOUND, "unknown-job", error),
+            SavepointError::UnknownRequest { .. } => {
+                Self::new(StatusCode::NOT_FOUND, "unknown-request", error)
+            }
+            SavepointError::Refused { .. } => {
+                Self::new(StatusCode::CONFLICT, "savepoint-refused", error)
+            }
+            SavepointError::Unavailable(error) => error.into(),
+        }
+    }
+}
+
+impl From<StoredSavepointError> for Refusal {
+    fn from(error: StoredSavepointError) -> Self {
+        let new = |status, code, error| Self::new(status, code, error);
+        match error {
+            StoredSavepointError::Missing(_) => {
+                new(StatusCode::NOT_FOUND, "unknown-savepoint", error)
+            }
+            StoredSavepointError::Damaged { .. } => {
+                new(StatusCode::UNPROCESSABLE_ENTITY, "savepoint-damaged", error)
+                    .help("a copy of it may be whole; jobs can be started from any other one")
+            }
+            StoredSavepointError::InUse { .. } => {
+                new(StatusCode::CONFLICT, "savepoint-in-use", error)
+            }
+            StoredSavepointError::Store { .. } => {
+                new(StatusCode::SERVICE_UNAVAILABLE, "storage-failed", error)
+            }
+            StoredSavepointError::Unavailable(error) => error.into(),
         }
     }
 }

@@ -9,8 +9,9 @@ use bytes::Bytes;
 use serde_json::{Value, json};
 use tidemill_config::{Config, Coordination};
 use tidemill_coordination::{Connection, KnownLeader};
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, Savepoint};
 use tidemill_protocol::record::{JobManagerRecord, RestartStrategy};
-use tidemill_protocol::{Epoch, Incarnation, JobId, TaskId};
+use tidemill_protocol::{CheckpointId, Epoch, Incarnation, JobId, ModuleHash, TaskId};
 use tokio::sync::{mpsc, oneshot, watch};
 use utoipa::OpenApi;
 
@@ -19,7 +20,11 @@ use super::{BindError, bind, metrics, serve};
 use crate::handle::Request;
 use crate::standing::{RegistryState, Standing};
 use crate::views::*;
-use crate::{CancelError, ClusterHandle, LogQuery, QueryError, SubmitError, SubmitOptions};
+use crate::{
+    CancelError, ClusterHandle, LogQuery, QueryError, SavepointError, SavepointInfo,
+    SavepointRequestId, SavepointStatus, SavepointStep, StoredSavepointError, SubmitError,
+    SubmitOptions,
+};
 
 const KNOWN_JOB: JobId = JobId([0xab; 16]);
 const ENDED_JOB: JobId = JobId([0xcd; 16]);
@@ -60,6 +65,8 @@ fn task() -> TaskView {
             module_us: 1,
             fetch_us: 2,
             restore_us: 3,
+            source: ImageSourceName::Peer,
+            restored_bytes: 4096,
         },
         progress: ProgressView {
             records_in: 10,
@@ -83,11 +90,127 @@ fn checkpoint() -> CheckpointView {
         tasks_acknowledged: 9,
         tasks: 9,
         image_bytes: 1 << 20,
+        dirty_bytes: 1 << 17,
         written_bytes: 1 << 16,
+        channel_bytes: 512,
+        unaligned: true,
         alignment_us_max: 40,
         pause_us_max: 300,
         upload_us_max: 9_000,
         failure: None,
+    }
+}
+
+fn capture() -> TaskCaptureView {
+    TaskCaptureView {
+        task: "1/0".into(),
+        name: "split → count".into(),
+        attempt: "3.2".into(),
+        finished: false,
+        acknowledged_after_us: 11_000,
+        alignment_us: 40,
+        pause_us: 300,
+        upload_us: 9_000,
+        image_bytes: 1 << 20,
+        dirty_bytes: 1 << 17,
+        written_bytes: 1 << 16,
+        channel_bytes: 512,
+        unaligned: true,
+    }
+}
+
+fn checkpoint_totals() -> CheckpointTotals {
+    CheckpointTotals {
+        unaligned: 2,
+        dirty_bytes: 3 << 20,
+        written_bytes: 1 << 20,
+        channel_bytes: 1024,
+    }
+}
+
+fn restored() -> Vec<RestoredView> {
+    vec![
+        RestoredView {
+            source: ImageSourceName::Memory,
+            tasks: 6,
+            bytes: 4096,
+        },
+        RestoredView {
+            source: ImageSourceName::Store,
+            tasks: 3,
+            bytes: 8192,
+        },
+    ]
+}
+
+fn request_id() -> SavepointRequestId {
+    SavepointRequestId(0x5a)
+}
+
+fn savepoint_info(is_checkpoint: bool) -> SavepointInfo {
+    let object = |key: &str| ObjectRef {
+        key: key.into(),
+        len: 10,
+        hash: [7; 32],
+    };
+    SavepointInfo {
+        path: match is_checkpoint {
+            true => format!("checkpoints/{ENDED}/3-17"),
+            false => "savepoints/before".into(),
+        },
+        bytes: 1 << 20,
+        is_checkpoint,
+        savepoint: Savepoint {
+            job: KNOWN_JOB,
+            job_name: "wordcount".into(),
+            parameters: BTreeMap::from([("input".into(), "/data".into())]),
+            parallelism: 4,
+            max_parallelism: 128,
+            module: object("module"),
+            graph: object("graph"),
+            metadata: CheckpointMetadata {
+                job: KNOWN_JOB,
+                checkpoint: CheckpointId::new(Epoch(3), 17),
+                module: ModuleHash([0xef; 32]),
+                job_graph_hash: 1,
+                tasks: Vec::new(),
+            },
+            created_at_ms: 1_700_000_000_800,
+            version: "0.1.0".into(),
+        },
+    }
+}
+
+fn savepoint_status(stop: bool) -> SavepointStatus {
+    match stop {
+        false => SavepointStatus::InProgress {
+            step: SavepointStep::Copy,
+            done_bytes: 10,
+            total_bytes: 100,
+        },
+        true => SavepointStatus::Failed {
+            reason: "the store is full".into(),
+        },
+    }
+}
+
+/// What the driver answers about stored savepoints.
+fn stored(path: &str) -> Result<SavepointInfo, StoredSavepointError> {
+    match path {
+        "savepoints/before" => Ok(savepoint_info(false)),
+        "savepoints/damaged" => Err(StoredSavepointError::Damaged {
+            path: path.into(),
+            reason: "`module` has 9 bytes where 10 were written".into(),
+        }),
+        "checkpoints/live" => Err(StoredSavepointError::InUse {
+            path: path.into(),
+            job: KNOWN_JOB,
+        }),
+        "s3://away/x" => Err(StoredSavepointError::Store {
+            path: path.into(),
+            reason: "it did not answer within 30 s".into(),
+        }),
+        _ => Err(StoredSavepointError::Missing(path.into())),
     }
 }
 
@@ -98,6 +221,7 @@ fn recovery() -> RecoveryView {
         detected_at_ms: 1_700_000_000_600,
         planned_after_us: Some(100_200),
         delay_us: 100_000,
+        resume_us: Some(14_800),
         running_after_us: Some(140_000),
         checkpoint: Some("3.16".into()),
         tasks_lost: 3,
@@ -106,7 +230,10 @@ fn recovery() -> RecoveryView {
             module_us: 0,
             fetch_us: 20_000,
             restore_us: 5_000,
+            source: ImageSourceName::Store,
+            restored_bytes: 8192,
         },
+        restored: restored(),
     }
 }
 
@@ -121,6 +248,9 @@ fn detail() -> JobDetail {
             checkpoint_timeout_ms: 60_000,
             tolerable_failed_checkpoints: 10,
             retained_checkpoints: 2,
+            aligned_checkpoint_timeout_ms: 1000,
+            retain_on_cancel: true,
+            standby: false,
             restart: "fixed-delay".into(),
         },
         stages: vec![StageView {
@@ -135,6 +265,8 @@ fn detail() -> JobDetail {
             routing: "all-to-all".into(),
         }],
         tasks_detail: vec![task()],
+        began_from: Some("savepoints/before".into()),
+        kept_checkpoint: None,
         last_failure: Some(FailureView {
             at_ms: 1_700_000_000_600,
             task: Some("1/0".into()),
@@ -265,6 +397,9 @@ fn metrics_view() -> MetricsView {
             summary: summary(),
             tasks: vec![task()],
             checkpoints_failed: 1,
+            checkpoint_totals: checkpoint_totals(),
+            recoveries: 4,
+            restored: restored(),
             last_checkpoint: Some(checkpoint()),
             last_recovery: Some(recovery()),
         }],
@@ -332,10 +467,69 @@ async fn answer(mut requests: mpsc::Receiver<Request>, submitted: Submitted, ask
                 let view = CheckpointsView {
                     completed: 17,
                     failed: 1,
-                    retained: vec!["3.16".into(), "3.17".into()],
+                    totals: checkpoint_totals(),
+                    retained: vec!["3.17".into()],
+                    retained_at: vec![RetainedView {
+                        id: "3.17".into(),
+                        path: format!("checkpoints/{KNOWN}/3-17"),
+                    }],
                     history: vec![checkpoint()],
                 };
                 let _ = reply.send(known(job).map(|()| view));
+            }
+            Request::Checkpoint(job, id, reply) => {
+                let is_known = id == CheckpointId::new(Epoch(3), 17);
+                let view = CheckpointDetail {
+                    checkpoint: checkpoint(),
+                    path: Some(format!("checkpoints/{KNOWN}/3-17")),
+                    captures: Some(vec![capture()]),
+                    tasks_missing: vec!["1/1".into()],
+                };
+                let unknown = QueryError::UnknownCheckpoint {
+                    job,
+                    checkpoint: id,
+                };
+                let _ = reply.send(known(job).and(is_known.then_some(view).ok_or(unknown)));
+            }
+            Request::TriggerSavepoint {
+                job,
+                id,
+                directory,
+                stop,
+                reply,
+            } => {
+                note(format!("savepoint {job} {id} {directory:?} {stop}"));
+                let _ = reply.send(match job {
+                    KNOWN_JOB => Ok(savepoint_status(stop)),
+                    ENDED_JOB => Err(SavepointError::Refused {
+                        job,
+                        reason: "it has ended".into(),
+                    }),
+                    _ => Err(SavepointError::UnknownJob(job)),
+                });
+            }
+            Request::SavepointStatus(job, id, reply) => {
+                let known = id == request_id();
+                let completed = SavepointStatus::Completed {
+                    path: "savepoints/before".into(),
+                    bytes: 1 << 20,
+                    checkpoint: CheckpointId::new(Epoch(3), 17),
+                };
+                let unknown = SavepointError::UnknownRequest { job, id };
+                let _ = reply.send(known.then_some(completed).ok_or(unknown));
+            }
+            Request::Savepoints(reply) => {
+                let all = [false, true].map(savepoint_info);
+                let _ = reply.send(Ok(all.into()));
+            }
+            Request::Savepoint(path, reply) => drop(reply.send(stored(&path))),
+            Request::VerifySavepoint(path, reply) => {
+                note(format!("verify {path}"));
+                let _ = reply.send(stored(&path));
+            }
+            Request::DeleteSavepoint(path, reply) => {
+                note(format!("delete {path}"));
+                let _ = reply.send(stored(&path).map(|_| ()));
             }
             Request::Nodes(reply) => drop(reply.send(vec![node()])),
             Request::JobManagers(reply) => drop(reply.send(leading().job_managers())),
@@ -491,6 +685,19 @@ fn every_answer_has_the_documented_shape() {
         ("jobs.json", "/v1/jobs".to_owned()),
         ("job.json", format!("/v1/jobs/{KNOWN}")),
         ("checkpoints.json", format!("/v1/jobs/{KNOWN}/checkpoints")),
+        (
+            "checkpoint.json",
+            format!("/v1/jobs/{KNOWN}/checkpoints/3.17"),
+        ),
+        (
+            "savepoint_request.json",
+            format!("/v1/jobs/{KNOWN}/savepoints/{}", request_id()),
+        ),
+        ("savepoints.json", "/v1/savepoints".to_owned()),
+        (
+            "savepoint.json",
+            "/v1/savepoints/savepoints%2Fbefore".to_owned(),
+        ),
         ("logs.json", format!("/v1/jobs/{KNOWN}/logs")),
         ("nodes.json", "/v1/nodes".to_owned()),
         ("jobmanagers.json", "/v1/jobmanagers".to_owned()),
@@ -544,6 +751,19 @@ fn metrics_are_prometheus_text() {
     has(&format!(
         "tidemill_job_last_recovery_seconds{{job=\"{KNOWN}\",job_name=\"word \\\"count\\\"\",step=\"running\"}} 0.14"
     ));
+    let job = format!("job=\"{KNOWN}\",job_name=\"word \\\"count\\\"\"");
+    has(&format!(
+        "tidemill_job_last_recovery_seconds{{{job},step=\"resume\"}} 0.0148"
+    ));
+    has(&format!(
+        "tidemill_job_tasks_restored_total{{{job},source=\"memory\"}} 6"
+    ));
+    has(&format!(
+        "tidemill_job_checkpoints_unaligned_total{{{job}}} 2"
+    ));
+    has(&format!(
+        "tidemill_job_last_checkpoint_dirty_bytes{{{job}}} 131072"
+    ));
     // Every sample belongs to the family announced last, and no family is announced twice.
     let mut announced: Vec<&str> = Vec::new();
     for line in answer.body.lines() {
@@ -564,7 +784,8 @@ fn metrics_are_prometheus_text() {
 fn a_submission_carries_its_options() {
     let server = Server::start(&["checkpoints.retained=5"]);
     let query = "?id=0102030405060708090a0b0c0d0e0f10&name=n&parallelism=4&max_parallelism=64&param=input=/a=b&param.output=%2Fout%20x\
-                 &checkpoint_interval_ms=250&restart=fixed-delay&restart.fixed_delay_attempts=7";
+                 &checkpoint_interval_ms=250&restart=fixed-delay&restart.fixed_delay_attempts=7\
+                 &aligned_timeout_ms=0&retain_on_cancel=true&standby=true&from_savepoint=file:///sp/x";
     assert_eq!(server.upload(query, b"\0asm").status, 201);
     let options = server.submitted.lock().expect("no test panics here")[0].clone();
     let parameters = [("input", "/a=b"), ("output", "/out x")];
@@ -585,10 +806,10 @@ fn a_submission_carries_its_options() {
             attempts: 7,
             delay_ms: 1000,
         }),
-        aligned_checkpoint_timeout_ms: Some(1000),
-        retain_on_cancel: Some(false),
-        standby: Some(false),
-        from: None,
+        aligned_checkpoint_timeout_ms: Some(0),
+        retain_on_cancel: Some(true),
+        standby: Some(true),
+        from: Some("file:///sp/x".into()),
     };
     assert_eq!(options, expected);
 }
@@ -623,6 +844,14 @@ fn bad_options_are_named_and_nothing_is_submitted() {
         ),
         ("?checkpoints.retained=0", "bad-option", "at least 1"),
         ("?restart=sometimes", "bad-option", "exponential-delay"),
+        ("?standby=maybe", "bad-option", "recovery.standby"),
+        (
+            "?checkpoints.savepoint_dir=x",
+            "bad-option",
+            "no setting `checkpoints.savepoint_dir`",
+        ),
+        ("?from_savepoint=", "bad-path", "names no place"),
+        ("?from_savepoint=a/../b", "bad-path", "`..`"),
     ];
     for (query, code, words) in refused {
         let (status, found, message) = server.upload(query, b"\0asm").problem();
@@ -700,6 +929,16 @@ fn what_is_not_there_is_said_with_the_right_status() {
     );
     check(server.get("/v1/jobs/nonsense"), 400, "bad-job-id");
     check(
+        server.get(&format!("/v1/jobs/{KNOWN}/checkpoints/9.9")),
+        404,
+        "unknown-checkpoint",
+    );
+    check(
+        server.get(&format!("/v1/jobs/{KNOWN}/checkpoints/last")),
+        400,
+        "bad-checkpoint-id",
+    );
+    check(
         server.get(&format!("/v1/jobs/{KNOWN}/logs?task=9/9")),
         404,
         "unknown-task",
@@ -726,6 +965,117 @@ fn what_is_not_there_is_said_with_the_right_status() {
         404,
         "unknown-job",
     );
+}
+
+#[test]
+fn a_savepoint_is_asked_for_under_an_id() {
+    let server = Server::start(&[]);
+    let path = format!("/v1/jobs/{KNOWN}/savepoints");
+    let id = request_id();
+    let answer = server.post(
+        &format!("{path}?id={id}&directory=savepoints/before&stop=true"),
+        None,
+        b"",
+    );
+    assert_eq!(answer.status, 202, "{}", answer.body);
+    assert_eq!(answer.headers["location"], format!("{path}/{id}").as_str());
+    let found = answer.json();
+    assert_eq!(
+        (&found["status"], &found["failure"]),
+        (&json!("failed"), &json!("the store is full"))
+    );
+    let answer = server.post(&path, None, b"");
+    assert_eq!(
+        (&answer.json()["step"], &answer.json()["done_bytes"]),
+        (&json!("copy"), &json!(10))
+    );
+    let chosen = answer.json()["id"].as_str().map(str::len);
+    assert_eq!(chosen, Some(32));
+    let asked = server.asked.lock().expect("no test panics here").clone();
+    let expected = format!("savepoint {KNOWN} {id} Some(\"savepoints/before\") true");
+    assert_eq!(asked[0], expected);
+    assert!(asked[1].ends_with("None false"), "{}", asked[1]);
+}
+
+#[test]
+fn a_savepoint_that_cannot_be_is_refused_and_says_why() {
+    let server = Server::start(&[]);
+    let of = |job: &str, query: &str| format!("/v1/jobs/{job}/savepoints{query}");
+    let refused = [
+        (of("nonsense", ""), 400, "bad-job-id", "hexadecimal"),
+        (of(UNKNOWN, ""), 404, "unknown-job", UNKNOWN),
+        (of(ENDED, ""), 409, "savepoint-refused", "it has ended"),
+        (of(KNOWN, "?id=12"), 400, "bad-query", "32 hexadecimal"),
+        (
+            of(KNOWN, "?stop=perhaps"),
+            400,
+            "bad-query",
+            "true or false",
+        ),
+        (of(KNOWN, "?directory="), 400, "bad-path", "names no place"),
+        (of(KNOWN, "?directory=a%00b"), 400, "bad-path", "control"),
+        (of(KNOWN, "?directory=../x"), 400, "bad-path", "`..`"),
+        (of(KNOWN, "?dir=x"), 400, "unknown-option", "id, directory"),
+    ];
+    for (path, status, code, words) in refused {
+        let (found_status, found, message) = server.post(&path, None, b"").problem();
+        assert_eq!((found_status, found.as_str()), (status, code), "{path}");
+        assert!(message.contains(words), "{path}: {message}");
+    }
+    let (status, code, message) = server
+        .get(&of(KNOWN, "/00000000000000000000000000000001"))
+        .problem();
+    assert_eq!((status, code.as_str()), (404, "unknown-request"));
+    assert!(message.contains("tidemill savepoint list"), "{message}");
+    let (status, code, _) = server.get(&of(KNOWN, "/12")).problem();
+    assert_eq!((status, code.as_str()), (400, "bad-request-id"));
+}
+
+#[test]
+fn stored_savepoints_are_named_by_their_paths_and_urls() {
+    let server = Server::start(&[]);
+    let verify = |path: &str| server.post(&format!("/v1/savepoints/{path}/verify"), None, b"");
+    assert_eq!(verify("savepoints%2Fbefore").status, 200);
+    let delete = |path: &str| {
+        let request = server
+            .agent
+            .delete(format!("{}/v1/savepoints/{path}", server.base));
+        read(request.call().expect("an answer"))
+    };
+    let answer = delete("savepoints%2Fbefore");
+    assert_eq!(
+        (answer.status, answer.json()),
+        (200, json!({ "path": "savepoints/before" }))
+    );
+    let check = |answer: Answer, status, code: &str, words: &str| {
+        let (found_status, found, message) = answer.problem();
+        assert_eq!((found_status, found.as_str()), (status, code), "{message}");
+        assert!(message.contains(words), "{message}");
+    };
+    let get = |path: &str| server.get(&format!("/v1/savepoints/{path}"));
+    check(get("nothing"), 404, "unknown-savepoint", "`nothing`");
+    check(
+        verify("savepoints%2Fdamaged"),
+        422,
+        "savepoint-damaged",
+        "9 bytes where 10",
+    );
+    check(
+        delete("checkpoints%2Flive"),
+        409,
+        "savepoint-in-use",
+        "cancel the job first",
+    );
+    check(
+        get("s3%3A%2F%2Faway%2Fx"),
+        503,
+        "storage-failed",
+        "within 30 s",
+    );
+    check(get("a%2F..%2Fb"), 400, "bad-path", "`..`");
+    check(get("file%3A%2F%2F%2F"), 400, "bad-path", "names no place");
+    let long = "x".repeat(5000);
+    check(get(&long), 400, "bad-path", "too long");
 }
 
 #[test]
@@ -932,8 +1282,14 @@ fn the_description_covers_every_path_and_resolves_its_references() {
         "/v1/jobs/{job}",
         "/v1/jobs/{job}/cancel",
         "/v1/jobs/{job}/checkpoints",
+        "/v1/jobs/{job}/checkpoints/{checkpoint}",
         "/v1/jobs/{job}/logs",
+        "/v1/jobs/{job}/savepoints",
+        "/v1/jobs/{job}/savepoints/{request}",
         "/v1/nodes",
+        "/v1/savepoints",
+        "/v1/savepoints/{path}",
+        "/v1/savepoints/{path}/verify",
     ];
     assert_eq!(found, expected);
     assert!(paths["/v1/jobs"]["post"]["requestBody"]["content"]["application/wasm"].is_object());

@@ -380,11 +380,12 @@ fn a_job_overrules_its_own_sections_and_no_other() {
         job("restart.strategie", "none").unwrap_err(),
         "the submission: there is no setting `restart.strategie`; did you mean `restart.strategy`?"
     );
-    assert!(
-        job("taskmanager.slots", "1")
-            .unwrap_err()
-            .contains("no setting")
-    );
+    let warm = job("recovery.standby", "true").expect("a job's own");
+    assert!(warm.recovery.standby);
+    for of_the_cluster in ["taskmanager.slots", "checkpoints.savepoint_dir"] {
+        let refused = job(of_the_cluster, "1").unwrap_err();
+        assert!(refused.contains("no setting"), "{refused}");
+    }
     assert!(
         job("restart.strategy", "maybe")
             .unwrap_err()
