@@ -88,7 +88,10 @@ impl Driver {
                 }
                 Some(event) = self.tasks.recv() => self.on_task(event),
                 (_, request) = plane.recv_hint() => { self.performer.hint(request); }
-                _ = report.tick() => self.report(),
+                _ = report.tick() => {
+                    self.performer.expire();
+                    self.report();
+                }
                 () = at(patience) => self.still_draining(),
                 Ok(()) = wanted.changed() => {
                     match *wanted.borrow_and_update() {
@@ -165,6 +168,7 @@ impl Driver {
                 let registration = Registration {
                     running: self.worker.running(),
                     draining: self.state.draining.is_some(),
+                    warm: self.performer.warm(),
                     ..self.registration.clone()
                 };
                 let (voice, afterwards) = mpsc::unbounded_channel();
@@ -224,7 +228,7 @@ impl Driver {
                 self.performer
                     .word(Execution { job, task, attempt }, checkpoint, word);
             }
-            WorkerAction::KeepWarm(_) => {} // (wip: standby)
+            WorkerAction::KeepWarm(images) => self.performer.keep_warm(images),
             WorkerAction::Drained => {
                 if let Some(draining) = &self.state.draining {
                     draining.drained();
@@ -290,6 +294,7 @@ impl Driver {
                 task,
                 checkpoint,
             },
+            TaskEvent::Warm(warm) => ToLeader::Warm(warm),
             TaskEvent::SplitWanted(request) => return self.performer.split_wanted(request),
             TaskEvent::ChannelBroken {
                 job,

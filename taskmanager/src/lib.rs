@@ -9,12 +9,15 @@
 mod draining;
 mod driver;
 mod exchange;
+mod images;
 mod leaders;
 mod link;
 mod logs;
 mod modules;
 mod perform;
+mod prepare;
 mod registry;
+mod survivors;
 mod task;
 #[cfg(test)]
 mod tests;
@@ -28,7 +31,7 @@ use tidemill_config::Config;
 use tidemill_core::worker::Worker;
 use tidemill_protocol::control::Registration;
 use tidemill_protocol::{Incarnation, TaskManagerId};
-use tidemill_runtime::{Engine, EngineError, EngineOptions, InstanceLimits};
+use tidemill_runtime::{DirtyMethod, Engine, EngineError, EngineOptions, InstanceLimits};
 use tidemill_storage::Store;
 use tidemill_transport::{
     BindError, Credentials, DataPlane, Endpoint, Incoming as Connection, TransportOptions,
@@ -39,10 +42,12 @@ use tracing::{info, warn};
 
 use driver::{Driver, State, Wanted};
 use exchange::{Incoming, OnBroken};
+use images::{Images, ImagesOptions};
 use link::LinkOptions;
 use logs::Logs;
 use modules::Modules;
 use perform::{Performer, Resources};
+use prepare::Sources;
 use task::TaskEvent;
 
 /// How many events of the link may wait for the driver.
@@ -356,15 +361,25 @@ fn resources(
             reason,
         });
     });
+    let images = ImagesOptions {
+        directory: options.data_dir.join("images"),
+        max_bytes: options.local_image_max_bytes,
+    };
+    let images = Images::start(images, store.clone(), runtime.clone(), events.clone());
+    // The first call tries the machine out, and logs what it offers.
+    let _method = DirtyMethod::of_this_machine();
     Ok(Resources {
-        modules: Arc::new(modules),
-        store,
+        sources: Sources {
+            modules: Arc::new(modules),
+            store,
+            images: images.map_err(data_dir)?,
+            runtime: runtime.clone(),
+            events,
+        },
         plane: plane.clone(),
         endpoint: endpoint.clone(),
-        incoming: Incoming::new(runtime.clone(), on_broken),
+        incoming: Incoming::new(runtime, on_broken),
         logs: Logs::new(options.log_lines_max as usize),
-        events,
-        runtime,
         limits: InstanceLimits {
             memory_max_bytes: options.memory_max_bytes,
             table_elements_max: options.table_elements_max,

@@ -3,20 +3,15 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tidemill_core::worker::CheckpointWord;
 use tidemill_protocol::control::{
-    Blame, DeployTimings, Deployment, ImageSource, Report, TaskFailure, TaskState,
+    Blame, Deployment, Report, TaskDeployment, TaskFailure, TaskState, WarmImages, WarmTask,
 };
-use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::split::SplitRequest;
-use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, StageKind, TaskId};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, TaskId};
 use tidemill_runtime::InstanceLimits;
-use tidemill_storage::Store;
 use tidemill_transport::{DataPlane, Endpoint};
-use tokio::runtime::Handle;
-use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 use tracing::{info, warn};
@@ -25,21 +20,19 @@ use crate::error_chain;
 use crate::exchange::wiring::{QueueLimits, RemoteChannel, Wiring, wire};
 use crate::exchange::{Incoming, send_channel};
 use crate::logs::Logs;
-use crate::modules::Modules;
+use crate::prepare::Sources;
+use crate::survivors::Survivors;
 use crate::task::{
-    Execution, Prepared, TaskCommand, TaskEvent, TaskHandle, TaskSetup, failure, micros, spawn,
+    Execution, Prepared, TaskCommand, TaskEvent, TaskHandle, TaskSetup, failure, spawn,
 };
 
 /// What tasks are made with.
 pub(crate) struct Resources {
-    pub(crate) modules: Arc<Modules>,
-    pub(crate) store: Store,
+    pub(crate) sources: Sources,
     pub(crate) plane: DataPlane,
     pub(crate) endpoint: Endpoint,
     pub(crate) incoming: Incoming,
     pub(crate) logs: Logs,
-    pub(crate) events: UnboundedSender<TaskEvent>,
-    pub(crate) runtime: Handle,
     pub(crate) limits: InstanceLimits,
     pub(crate) channel_queue_bytes: u64,
     pub(crate) channel_window_bytes: u64,
@@ -58,11 +51,13 @@ struct Entry {
 pub(crate) struct Performer {
     resources: Resources,
     tasks: HashMap<(JobId, TaskId), Entry>,
+    survivors: Survivors,
 }
 
 impl Performer {
     pub(crate) fn new(resources: Resources) -> Self {
         Self {
+            survivors: Survivors::new(resources.sources.runtime.clone()),
             resources,
             tasks: HashMap::new(),
         }
@@ -81,7 +76,9 @@ impl Performer {
             .is_some_and(|entry| entry.execution == execution)
             && let Some(entry) = self.tasks.remove(&key)
         {
-            entry.handle.stop();
+            let remains = entry.handle.stop();
+            self.survivors.keep(execution.job, execution.task, remains);
+            self.resources.sources.images.stopped(execution);
         }
         self.resources
             .incoming
@@ -91,13 +88,14 @@ impl Performer {
     /// Stops every task.
     pub(crate) fn stop_all(&mut self) {
         for (_, entry) in self.tasks.drain() {
-            entry.handle.stop();
+            drop(entry.handle.stop());
         }
     }
 
     /// Runs the tasks of a deployment.
     pub(crate) fn start(&mut self, deployment: Deployment) {
         let deployment = Arc::new(deployment);
+        self.survivors.make_room(deployment.job);
         let tasks: Vec<TaskId> = deployment.tasks.iter().map(|task| task.task).collect();
         info!(job = %deployment.job, attempt = %deployment.attempt, tasks = tasks.len(), "deploying");
         if let Err(reason) = self.try_start(&deployment) {
@@ -142,19 +140,14 @@ impl Performer {
                     .resources
                     .logs
                     .task(execution.job, execution.task, execution.attempt),
-                store: self.resources.store.clone(),
-                events: self.resources.events.clone(),
-                runtime: self.resources.runtime.clone(),
+                store: self.resources.sources.store.clone(),
+                images: self.resources.sources.images.clone(),
+                events: self.resources.sources.events.clone(),
+                runtime: self.resources.sources.runtime.clone(),
                 stop: stop.clone(),
             };
             let (when_prepared, prepared) = oneshot::channel();
-            self.prepare(
-                deployment,
-                task.task,
-                task.image.clone(),
-                stop,
-                when_prepared,
-            );
+            self.prepare(deployment, task, stop, when_prepared);
             let handle = spawn(setup, prepared).map_err(|error| {
                 failure(
                     Blame::Cluster,
@@ -186,21 +179,18 @@ impl Performer {
     }
 
     fn prepare(
-        &self,
+        &mut self,
         deployment: &Arc<Deployment>,
-        task: TaskId,
-        image: Option<ObjectRef>,
+        task: &TaskDeployment,
         stop: CancellationToken,
         done: oneshot::Sender<Result<Prepared, TaskState>>,
     ) {
-        let (modules, store) = (
-            Arc::clone(&self.resources.modules),
-            self.resources.store.clone(),
-        );
-        let deployment = Arc::clone(deployment);
-        self.resources.runtime.spawn(async move {
+        let survivor = self.survivors.take(deployment.job, task.task);
+        let sources = self.resources.sources.clone();
+        let (deployment, task) = (Arc::clone(deployment), task.clone());
+        self.resources.sources.runtime.spawn(async move {
             let prepared = tokio::select! {
-                prepared = prepare_task(&modules, &store, &deployment, task, image) => prepared,
+                prepared = sources.prepare(&deployment, &task, survivor) => prepared,
                 () = stop.cancelled() => return,
             };
             // A task that was stopped meanwhile does not listen.
@@ -209,9 +199,12 @@ impl Performer {
     }
 
     fn pump(&self, channel: RemoteChannel, stop: CancellationToken) {
-        let (plane, events) = (self.resources.plane.clone(), self.resources.events.clone());
+        let (plane, events) = (
+            self.resources.plane.clone(),
+            self.resources.sources.events.clone(),
+        );
         let endpoint = self.resources.endpoint.clone();
-        self.resources.runtime.spawn(async move {
+        self.resources.sources.runtime.spawn(async move {
             let RemoteChannel {
                 header, to, queue, ..
             } = channel;
@@ -284,7 +277,7 @@ impl Performer {
                 self.resources.plane.clone(),
                 self.resources.endpoint.clone(),
             );
-            self.resources.runtime.spawn(async move {
+            self.resources.sources.runtime.spawn(async move {
                 if let Ok(address) = endpoint.resolve(&address).await {
                     plane.send_hint(address, &request);
                 }
@@ -308,6 +301,31 @@ impl Performer {
         self.tasks.values().any(of)
     }
 
+    /// Keeps images of a job's tasks that run elsewhere, and what else they need there.
+    pub(crate) fn keep_warm(&mut self, images: WarmImages) {
+        let (modules, module) = (Arc::clone(&self.resources.sources.modules), images.module);
+        if images.images.is_empty() {
+            self.survivors.forget(images.job);
+        } else {
+            self.resources.sources.runtime.spawn(async move {
+                if let Err(error) = modules.get(module).await {
+                    warn!(%module, "a module was not compiled ahead: {}", error_chain(&error));
+                }
+            });
+        }
+        self.resources.sources.images.keep_warm(images);
+    }
+
+    /// The images that are here for tasks that run elsewhere.
+    pub(crate) fn warm(&self) -> Vec<WarmTask> {
+        self.resources.sources.images.warm()
+    }
+
+    /// Gives up what stopped tasks have left and nobody has come for.
+    pub(crate) fn expire(&mut self) {
+        self.survivors.expire();
+    }
+
     /// What every task has done so far.
     pub(crate) fn report(&self) -> Report {
         Report {
@@ -320,60 +338,8 @@ impl Performer {
     }
 
     fn send(&self, event: TaskEvent) {
-        if self.resources.events.send(event).is_err() {
+        if self.resources.sources.events.send(event).is_err() {
             warn!("the driver is gone");
         }
     }
-}
-
-async fn prepare_task(
-    modules: &Modules,
-    store: &Store,
-    deployment: &Deployment,
-    task: TaskId,
-    image: Option<ObjectRef>,
-) -> Result<Prepared, TaskState> {
-    let unavailable = |error: &dyn std::error::Error| {
-        TaskState::Failed(failure(Blame::Cluster, error_chain(error)))
-    };
-    let began = Instant::now();
-    let stage = deployment.graph.stage(task);
-    let module = if stage.is_some_and(|stage| matches!(stage.kind, StageKind::Wasm { .. })) {
-        let module = modules.get(deployment.module).await;
-        Some(module.map_err(|error| unavailable(&error))?)
-    } else {
-        None
-    };
-    let module_us = micros(began.elapsed());
-    let began = Instant::now();
-    let image = match image {
-        None => None,
-        Some(manifest) => {
-            let image = store.read_image(deployment.job, task, &manifest).await;
-            Some(image.map_err(|error| match error.is_lost() {
-                true => TaskState::Unrestorable {
-                    reason: error_chain(&error),
-                },
-                false => unavailable(&error),
-            })?)
-        }
-    };
-    let timings = DeployTimings {
-        module_us,
-        fetch_us: micros(began.elapsed()),
-        restore_us: 0,
-        source: if image.is_some() {
-            ImageSource::Store
-        } else {
-            ImageSource::None
-        },
-        restored_bytes: image
-            .as_ref()
-            .map_or(0, |(image, _)| image.memory.len() as u64),
-    };
-    Ok(Prepared {
-        module,
-        image,
-        timings,
-    })
 }

@@ -152,6 +152,26 @@ impl Consumer {
         Some(frame)
     }
 
+    /// Puts frames in front of all others, whatever the bound, in this order: they were read ahead, or come from an image.
+    pub(crate) fn put_first(&self, frames: impl DoubleEndedIterator<Item = Frame>) {
+        let mut state = self.0.lock();
+        for frame in frames.rev() {
+            self.0.bytes.fetch_add(frame.weight(), Ordering::Relaxed);
+            self.0.len.fetch_add(1, Ordering::Release);
+            state.frames.push_front(frame);
+        }
+    }
+
+    /// The weight of the queued frames, in bytes.
+    pub(crate) fn bytes(&self) -> usize {
+        self.0.bytes.load(Ordering::Relaxed)
+    }
+
+    /// The bound, in bytes.
+    pub(crate) fn bytes_max(&self) -> usize {
+        self.0.bytes_max
+    }
+
     /// Who is woken when a frame arrives in the empty queue.
     pub(crate) fn set_waker(&self, waker: &Waker) {
         self.0.lock().consumer = Some(waker.clone());
@@ -271,6 +291,20 @@ mod tests {
         assert_eq!(writer.0.load(Ordering::SeqCst), 0, "more than half full");
         while consumer.pop().is_some() {}
         assert_eq!(writer.0.load(Ordering::SeqCst), 1);
+    }
+
+    #[test]
+    fn what_is_put_back_comes_first_in_its_order_and_takes_room() {
+        let (producer, consumer) = queue(100);
+        producer.push(data(2, 1));
+        consumer.put_first([data(0, 60), data(1, 60)].into_iter());
+        assert!(!producer.has_room());
+        assert_eq!(consumer.bytes(), 121 + 3 * FRAME_HEADER_BYTES);
+        let order: Vec<_> = std::iter::from_fn(|| consumer.pop())
+            .map(|frame| frame.sequence)
+            .collect();
+        assert_eq!(order, [0, 1, 2]);
+        assert!(producer.has_room() && consumer.bytes() == 0);
     }
 
     #[test]

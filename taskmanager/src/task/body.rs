@@ -70,6 +70,14 @@ pub(crate) trait Body {
 
     /// Where it emits.
     fn outputs(&mut self) -> &mut Outputs;
+
+    /// The instance, for the attempt after this one. Its outputs are closed.
+    fn into_instance(self) -> Option<Instance<Outputs>>
+    where
+        Self: Sized,
+    {
+        None
+    }
 }
 
 /// A Wasm instance.
@@ -167,6 +175,11 @@ impl Body for WasmBody {
 
     fn outputs(&mut self) -> &mut Outputs {
         self.instance.host_mut()
+    }
+
+    fn into_instance(mut self) -> Option<Instance<Outputs>> {
+        self.instance.host_mut().leave();
+        Some(self.instance)
     }
 }
 

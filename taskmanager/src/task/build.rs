@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tidemill_abi::{LogLevel, OpenRequest, Output, StageInput};
 use tidemill_connectors::{Enumerator, LineOutput, SinkIdentity, SinkWriter, SourceReader};
@@ -12,7 +12,7 @@ use tidemill_core::Alignment;
 use tidemill_protocol::codec;
 use tidemill_protocol::control::{Blame, DeployTimings, Deployment, TaskFailure, TaskState};
 use tidemill_protocol::split::SplitRequest;
-use tidemill_protocol::{ExecutionStage, Image, Routing, StageKind, TaskId};
+use tidemill_protocol::{ExecutionStage, Routing, StageKind, TaskId};
 use tidemill_runtime::{GUEST_STACK_BYTES, Instance, InstanceLimits, Module};
 use tidemill_storage::{ImageChain, Store};
 use tokio::runtime::Handle;
@@ -26,13 +26,15 @@ use super::counters::{Counters, micros};
 use super::inputs::{Input, InputRole, Inputs};
 use super::mailbox::{Mailbox, mailbox};
 use super::outputs::{Lane, OutputChannel, Outputs};
+use super::recorded::Recorded;
 use super::runner::{Feed, Runner};
 use super::splits::SplitRequests;
 use super::state::HostState;
 use super::watermarks::Watermarks;
-use super::{Execution, TaskEvent, TaskHandle, failure};
+use super::{Execution, Remains, Restorable, TaskEvent, TaskHandle, failure};
 use crate::error_chain;
 use crate::exchange::wiring::Wires;
+use crate::images::Images;
 use crate::logs::TaskLog;
 
 /// The host's own need of stack, beyond the guest's.
@@ -49,6 +51,7 @@ pub(crate) struct TaskSetup {
     pub(crate) wires: Wires,
     pub(crate) log: TaskLog,
     pub(crate) store: Store,
+    pub(crate) images: Images,
     pub(crate) events: UnboundedSender<TaskEvent>,
     pub(crate) runtime: Handle,
     pub(crate) stop: CancellationToken,
@@ -59,7 +62,7 @@ pub(crate) struct Prepared {
     /// `None` for native tasks.
     pub(crate) module: Option<Module>,
     /// What to go on from; `None` begins anew.
-    pub(crate) image: Option<(Image, ImageChain)>,
+    pub(crate) image: Option<Restorable>,
     pub(crate) timings: DeployTimings,
 }
 
@@ -73,6 +76,7 @@ pub(crate) type WhenPrepared = oneshot::Receiver<Result<Prepared, TaskState>>;
 /// When the system gives no thread.
 pub(crate) fn spawn(setup: TaskSetup, prepared: WhenPrepared) -> std::io::Result<TaskHandle> {
     let (commands, mailbox) = mailbox();
+    let (hand_over, remains) = oneshot::channel();
     let counters = Arc::new(Counters::default());
     let execution = Execution {
         job: setup.deployment.job,
@@ -85,41 +89,46 @@ pub(crate) fn spawn(setup: TaskSetup, prepared: WhenPrepared) -> std::io::Result
         std::thread::Builder::new()
             .name(format!("task {}", execution.task))
             .stack_size(GUEST_STACK_BYTES + HOST_STACK_BYTES)
-            .spawn(move || thread_main(setup, prepared, execution, mailbox, counters))?
+            .spawn(move || {
+                let seat = Seat {
+                    execution,
+                    mailbox,
+                    counters,
+                    began: Instant::now(),
+                    timings: DeployTimings::default(),
+                    chain: ImageChain::new(),
+                    hand_over: Some(hand_over),
+                };
+                thread_main(setup, prepared, seat);
+            })?
     };
     Ok(TaskHandle {
         commands,
         thread: thread.thread().clone(),
         stop,
         counters,
+        remains,
     })
 }
 
-fn thread_main(
-    setup: TaskSetup,
-    prepared: WhenPrepared,
-    execution: Execution,
-    mailbox: Mailbox,
-    counters: Arc<Counters>,
-) {
+fn thread_main(setup: TaskSetup, prepared: WhenPrepared, seat: Seat) {
     let (events, log, stop) = (setup.events.clone(), setup.log.clone(), setup.stop.clone());
+    let execution = seat.execution;
     let end = match prepared.blocking_recv() {
         Err(_) => return,
         Ok(Err(end)) => Some(end),
         Ok(Ok(prepared)) => {
-            let (began, timings) = (Instant::now(), DeployTimings::default());
             let seat = Seat {
-                execution,
-                mailbox,
-                counters,
-                began,
-                timings,
-                chain: ImageChain::new(),
+                began: Instant::now(),
+                ..seat
             };
+            let stored = prepared.image.as_ref().and_then(Restorable::stored);
             let run = || build_and_run(setup, prepared, seat);
             let result =
                 catch_unwind(AssertUnwindSafe(run)).unwrap_or_else(|panic| Err(panicked(&*panic)));
-            result.err().map(TaskState::Failed)
+            // Where the image could not be read, that was the reason, and it has been said.
+            let is_said = stored.is_some_and(|stored| stored.has_failed());
+            result.err().filter(|_| !is_said).map(TaskState::Failed)
         }
     };
     let Some(end) = end.filter(|_| !stop.is_cancelled()) else {
@@ -162,18 +171,20 @@ fn build_and_run(mut setup: TaskSetup, prepared: Prepared, seat: Seat) -> Result
         image,
         timings,
     } = prepared;
-    let (image, chain) = image.unzip();
-    let chain = chain.unwrap_or_default();
+    let chain = image.as_ref().map(|image| image.chain.clone());
     let seat = Seat {
         timings,
-        chain,
+        chain: chain.unwrap_or_default(),
         ..seat
     };
     let host = image
         .as_ref()
-        .map(|image| codec::decode::<HostState>(&image.host_state))
+        .map(|image| codec::decode::<HostState>(&image.head.host_state))
         .transpose();
     let host = host.map_err(|error| failure(Blame::Cluster, error_chain(&error)))?;
+    if let Some(image) = &image {
+        bring_back(&setup.wires, &image.head.channel_state)?;
+    }
     let (deployment, task) = (Arc::clone(&setup.deployment), setup.task);
     let no_task = || failure(Blame::Bug, format!("the graph has no task {task}"));
     let stage = deployment.graph.stage(task).ok_or_else(no_task)?;
@@ -198,9 +209,16 @@ fn build_and_run(mut setup: TaskSetup, prepared: Prepared, seat: Seat) -> Result
             let feed = feed(input, &setup, stage, host.as_ref())?;
             let no_module = || failure(Blame::Bug, "a Wasm task has no module".to_owned());
             let module = module.ok_or_else(no_module)?;
-            let body = WasmBody::new(instance(&module, &setup, stage, image.as_ref(), outputs)?);
-            drop(image);
-            run(setup, seat, body, feed, host)
+            let (instance, restored_bytes) = match image {
+                Some(image) => image.restore(&module, setup.limits, outputs)?,
+                None => (open(&module, &setup, stage, outputs)?, 0),
+            };
+            let timings = DeployTimings {
+                restored_bytes,
+                ..seat.timings
+            };
+            let seat = Seat { timings, ..seat };
+            run(setup, seat, WasmBody::new(instance), feed, host)
         }
     }
 }
@@ -214,6 +232,8 @@ pub(super) struct Seat {
     pub(super) timings: DeployTimings,
     /// What is stored of the task.
     pub(super) chain: ImageChain,
+    /// Takes what the task leaves when it ends.
+    pub(super) hand_over: Option<oneshot::Sender<Remains>>,
 }
 
 pub(super) fn run<B: Body>(
@@ -230,6 +250,7 @@ pub(super) fn run<B: Body>(
         began,
         timings,
         chain,
+        hand_over,
     } = seat;
     if let (Some(checkpoint), Some(_)) = (setup.deployment.restore, &host) {
         // The checkpoint is published: what it prepared is committed, by this attempt if no earlier one came to it.
@@ -241,7 +262,9 @@ pub(super) fn run<B: Body>(
         .zip(&inputs)
         .filter(|(_, input)| ended_channels.contains(&input.channel))
         .map(|(index, _)| index);
-    let alignment = Alignment::new(inputs.len(), ended);
+    let timeout_ms = setup.deployment.aligned_checkpoint_timeout_ms;
+    let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
+    let alignment = Alignment::new(inputs.len(), ended, timeout);
     let watermarks = watermarks(&inputs, &alignment, host.as_ref());
     let splits = split_requests(&inputs, &setup, execution);
     let capturing = Capturing::new(
@@ -252,6 +275,8 @@ pub(super) fn run<B: Body>(
         setup.stop,
         chain,
     );
+    let restored = setup.deployment.restore.filter(|_| host.is_some());
+    let capturing = capturing.keeping(restored, setup.images);
     let timings = DeployTimings {
         restore_us: micros(began.elapsed()),
         ..timings
@@ -259,7 +284,7 @@ pub(super) fn run<B: Body>(
     capturing.report(TaskState::Running { timings });
     let host = host.unwrap_or_default();
     let now = Instant::now();
-    let runner = Runner {
+    let mut runner = Runner {
         body,
         feed,
         inputs: Inputs::new(inputs),
@@ -281,25 +306,26 @@ pub(super) fn run<B: Body>(
         counted_at: now,
         batch: Vec::new(),
     };
-    runner.run()
+    let ended = runner.run();
+    let Runner {
+        body, capturing, ..
+    } = runner;
+    if let Some((hand_over, instance)) = hand_over.zip(body.into_instance()) {
+        let changed = capturing.into_changed();
+        // Nobody takes it when the task has been given up meanwhile.
+        let _ = hand_over.send(Remains { instance, changed });
+    }
+    ended
 }
 
-/// The instance of a Wasm task, restored or opened.
-fn instance(
+/// The instance of a Wasm task that begins anew.
+fn open(
     module: &Module,
     setup: &TaskSetup,
     stage: &ExecutionStage,
-    image: Option<&Image>,
     outputs: Outputs,
 ) -> Result<Instance<Outputs>, TaskFailure> {
     let broken = |error: &dyn std::error::Error| failure(Blame::Job, error_chain(error));
-    if let Some(image) = image {
-        let restored = Instance::restore(module, setup.limits, outputs, image);
-        let mut instance = restored.map_err(|error| broken(&error))?;
-        // The image is the capture before its first one.
-        instance.follow(0);
-        return Ok(instance);
-    }
     let mut instance =
         Instance::new(module, setup.limits, outputs).map_err(|error| broken(&error))?;
     let deployment = &setup.deployment;
@@ -398,6 +424,16 @@ pub(super) fn lanes(
         });
     }
     Ok(lanes)
+}
+
+/// Frames that are part of the image come first on their channels.
+fn bring_back(wires: &Wires, channel_state: &[u8]) -> Result<(), TaskFailure> {
+    let recorded = Recorded::decode(channel_state)
+        .map_err(|error| failure(Blame::Cluster, error_chain(&error)))?;
+    for (channel, queue) in &wires.incoming {
+        queue.put_first(recorded.frames(channel.id));
+    }
+    Ok(())
 }
 
 fn inputs(setup: &mut TaskSetup) -> Vec<Input> {

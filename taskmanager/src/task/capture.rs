@@ -17,13 +17,14 @@ use tidemill_runtime::CaptureRoom;
 use tidemill_storage::{CaptureId, ImageChain, Store};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 use super::counters::micros;
+use super::recorded::Recorded;
+use super::remains::Changed;
 use super::{Execution, TaskEvent};
-
-/// Buffers larger than this are not kept for the next capture, in bytes.
-const ROOM_KEPT_MAX_BYTES: usize = 64 << 20;
+use crate::images::{Images, Room, Stored};
 
 /// How many pages a capture holds at most for the sake of segments that are mostly dead: 4 MiB.
 const REWRITTEN_PAGES_MAX: u32 = 1024;
@@ -42,6 +43,8 @@ pub(crate) struct Captured {
     pub(crate) finished: bool,
     pub(crate) alignment: Duration,
     pub(crate) pause: Duration,
+    /// Comes when the channels whose barriers were late have been recorded; `None` when none were.
+    pub(crate) recorded: Option<oneshot::Receiver<Recorded>>,
 }
 
 /// What a task needs in order to hand captures and news to the outside.
@@ -54,6 +57,7 @@ pub(crate) struct Capturing {
     upload: Option<Upload>,
     last: Option<Last>,
     shared: Arc<Shared>,
+    changed: Changed,
 }
 
 /// The capture that was made last.
@@ -69,8 +73,10 @@ struct Shared {
     chain: tokio::sync::Mutex<ImageChain>,
     /// Pages that are to be written again for the sake of mostly dead segments.
     rewritten: Mutex<Vec<Range<u32>>>,
-    /// The buffers of a capture that is stored.
-    room: Mutex<CaptureRoom>,
+    /// The buffers of a capture that nobody needs any more.
+    room: Room,
+    /// Keep the local image.
+    images: Images,
 }
 
 /// The upload that was begun last; it may have ended.
@@ -99,9 +105,30 @@ impl Capturing {
             shared: Arc::new(Shared {
                 chain: tokio::sync::Mutex::new(chain),
                 rewritten: Mutex::default(),
-                room: Mutex::default(),
+                room: Room::default(),
+                images: Images::none(),
             }),
+            changed: Changed::default(),
         }
+    }
+
+    /// Of a task that goes on from this checkpoint, if any, and whose local image is kept.
+    pub(crate) fn keeping(mut self, restored: Option<CheckpointId>, images: Images) -> Self {
+        self.changed = Changed::since_restore(restored);
+        if let Some(shared) = Arc::get_mut(&mut self.shared) {
+            shared.images = images;
+        }
+        self
+    }
+
+    /// The body has been captured: from now on its pages count as unchanged, whatever becomes of the capture.
+    pub(crate) fn captured(&mut self, checkpoint: CheckpointId, change: &Change) {
+        self.changed.captured(checkpoint, change);
+    }
+
+    /// What the captures of this attempt held.
+    pub(crate) fn into_changed(self) -> Changed {
+        self.changed
     }
 
     /// The pages that the next capture has to hold even if they do not change: those of a capture that is not stored,
@@ -133,7 +160,9 @@ impl Capturing {
     }
 
     /// Everything prepared up to the checkpoint is committed.
-    pub(crate) fn committed(&self, checkpoint: CheckpointId) {
+    pub(crate) fn committed(&mut self, checkpoint: CheckpointId) {
+        self.changed.completed(checkpoint);
+        self.shared.images.completed(self.execution, checkpoint);
         self.send(TaskEvent::Committed {
             execution: self.execution,
             checkpoint,
@@ -226,13 +255,30 @@ async fn store_capture(
 ) -> TaskEvent {
     let Captured {
         checkpoint,
-        change: Change { capture, whole },
+        change: Change { mut capture, whole },
         finished,
         alignment,
         pause,
+        recorded,
     } = captured;
     let Execution { job, task, attempt } = execution;
+    let unaligned = recorded.is_some();
+    let recorded = match recorded {
+        None => Recorded::default(),
+        Some(recorded) => match recorded.await {
+            Ok(recorded) => recorded,
+            Err(_) => {
+                return TaskEvent::Declined {
+                    execution,
+                    checkpoint,
+                    reason: "the frames before late barriers were not recorded".to_owned(),
+                };
+            }
+        },
+    };
     let began = Instant::now();
+    capture.channel_state = recorded.encode();
+    let channel_bytes = recorded.bytes() as u64;
     // The upload before has ended or been abandoned; it lets go at once.
     let mut chain = shared.chain.lock().await;
     if whole {
@@ -261,11 +307,14 @@ async fn store_capture(
         &shared.rewritten,
         chain.pages_to_write_again(REWRITTEN_PAGES_MAX),
     );
-    if let Some(capture) = Arc::into_inner(capture)
-        && capture.bytes.capacity() <= ROOM_KEPT_MAX_BYTES
-    {
-        put(&shared.room, CaptureRoom::from(capture));
-    }
+    let image = Stored {
+        checkpoint,
+        manifest: written.manifest.clone(),
+        capture: Arc::into_inner(capture),
+        whole,
+        room: Arc::clone(&shared.room),
+    };
+    shared.images.stored(execution, image);
     TaskEvent::Acknowledged(CheckpointAcknowledgement {
         job,
         attempt,
@@ -280,8 +329,8 @@ async fn store_capture(
             image_bytes: written.image_bytes,
             dirty_bytes,
             written_bytes: written.written_bytes,
-            channel_bytes: 0,
-            unaligned: false,
+            channel_bytes,
+            unaligned,
         },
     })
 }

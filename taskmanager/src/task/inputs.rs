@@ -1,10 +1,18 @@
-//! A task's input channels, read in turn so that none starves. A channel that is blocked by an alignment is not read;
-//! nothing here decides which those are.
+//! A task's input channels, read in turn so that none starves, and read ahead where barriers are late. A channel that is
+//! blocked by an alignment is not read; nothing here decides which those are.
 
-use tidemill_core::Alignment;
-use tidemill_protocol::{ChannelId, Frame};
+use std::collections::VecDeque;
 
+use tidemill_core::{Alignment, AlignmentAction};
+use tidemill_protocol::{ChannelId, Frame, FrameBody};
+use tokio::sync::oneshot;
+
+use super::recorded::Recorded;
 use crate::exchange::queue::Consumer;
+
+/// What may be recorded for one checkpoint, as a multiple of what the task's channels hold when they are full. A channel
+/// from another TaskManager has two more queues and two windows on its way.
+const RECORDED_QUEUES_MAX: usize = 16;
 
 /// One input channel.
 pub(crate) struct Input {
@@ -33,11 +41,25 @@ pub(crate) struct Inputs {
     inputs: Vec<Input>,
     /// Where the next search begins.
     next: usize,
+    recording: Option<Recording>,
+}
+
+/// Channels that are read ahead of what is processed.
+struct Recording {
+    recorded: Recorded,
+    /// Of each channel, what was read of it and is not processed; nothing unless it is recorded.
+    ahead: Vec<VecDeque<Frame>>,
+    /// Who waits for the end.
+    done: oneshot::Sender<Recorded>,
 }
 
 impl Inputs {
     pub(crate) fn new(inputs: Vec<Input>) -> Self {
-        Self { inputs, next: 0 }
+        Self {
+            inputs,
+            next: 0,
+            recording: None,
+        }
     }
 
     pub(crate) fn get(&self, index: usize) -> &Input {
@@ -53,10 +75,8 @@ impl Inputs {
         let count = self.inputs.len();
         for offset in 0..count {
             let index = (self.next + offset) % count;
-            let input = &self.inputs[index];
-            if input.queue.is_ready()
-                && !alignment.is_blocked(index)
-                && let Some(frame) = input.queue.pop()
+            if !alignment.is_blocked(index)
+                && let Some(frame) = self.pop_from(index, alignment)
             {
                 self.next = (index + 1) % count;
                 return Some((index, frame));
@@ -65,10 +85,115 @@ impl Inputs {
         None
     }
 
+    fn pop_from(&mut self, index: usize, alignment: &Alignment) -> Option<Frame> {
+        if alignment.is_recorded(index) {
+            // What has arrived since is recorded first.
+            return self.recording.as_mut()?.ahead[index].pop_front();
+        }
+        let queue = &self.inputs[index].queue;
+        if queue.is_ready() { queue.pop() } else { None }
+    }
+
+    /// Whether what waits already, most of it perhaps recorded before, leaves room for recording more.
+    pub(crate) fn may_record(&self) -> bool {
+        let waiting = self.inputs.iter().map(|input| input.queue.bytes());
+        waiting.fold(0, usize::saturating_add) <= self.recorded_max_bytes() / 2
+    }
+
+    fn recorded_max_bytes(&self) -> usize {
+        let bounds = self.inputs.iter().map(|input| input.queue.bytes_max());
+        bounds
+            .fold(0, usize::saturating_add)
+            .saturating_mul(RECORDED_QUEUES_MAX)
+    }
+
+    /// Records from now on what the alignment says, for whoever waits for it.
+    pub(crate) fn begin_recording(&mut self, done: oneshot::Sender<Recorded>) {
+        self.recording = Some(Recording {
+            recorded: Recorded::default(),
+            ahead: self.inputs.iter().map(|_| VecDeque::new()).collect(),
+            done,
+        });
+    }
+
+    /// Reads whatever has arrived on recorded channels.
+    ///
+    /// # Errors
+    /// When it is more than may be kept.
+    pub(crate) fn record(
+        &mut self,
+        alignment: &mut Alignment,
+    ) -> Result<Vec<AlignmentAction>, TooMuch> {
+        let max_bytes = self.recorded_max_bytes();
+        let Some(recording) = &mut self.recording else {
+            return Ok(Vec::new());
+        };
+        let mut actions = Vec::new();
+        for (index, input) in self.inputs.iter().enumerate() {
+            while alignment.is_recorded(index)
+                && let Some(frame) = input.queue.pop()
+            {
+                match &frame.body {
+                    FrameBody::Data(_) | FrameBody::Watermark(_) => {
+                        recording.recorded.add(input.channel, &frame);
+                        if recording.recorded.bytes() > max_bytes {
+                            recording.ahead[index].push_back(frame);
+                            return Err(TooMuch { max_bytes });
+                        }
+                    }
+                    FrameBody::Barrier(checkpoint) => {
+                        actions.extend(alignment.recorded_to_barrier(index, *checkpoint));
+                    }
+                    FrameBody::EndOfInput => actions.extend(alignment.recorded_to_end(index)),
+                }
+                recording.ahead[index].push_back(frame);
+            }
+            if !alignment.is_recorded(index) {
+                input.queue.put_first(recording.ahead[index].drain(..));
+            }
+        }
+        Ok(actions)
+    }
+
+    /// Every late barrier has come.
+    pub(crate) fn finish_recording(&mut self) {
+        if let Some(recorded) = self.end_recording() {
+            let (done, recorded) = recorded;
+            // An upload that was abandoned does not listen.
+            let _ = done.send(recorded);
+        }
+    }
+
+    /// The recording is for nothing. What was read ahead is processed next; whoever waits learns that there is nothing.
+    pub(crate) fn drop_recording(&mut self) {
+        self.end_recording();
+    }
+
+    fn end_recording(&mut self) -> Option<(oneshot::Sender<Recorded>, Recorded)> {
+        let Recording {
+            recorded,
+            ahead,
+            done,
+        } = self.recording.take()?;
+        for (input, mut ahead) in self.inputs.iter().zip(ahead) {
+            input.queue.put_first(ahead.drain(..));
+        }
+        Some((done, recorded))
+    }
+
     /// Who is woken when a frame arrives.
     pub(crate) fn set_waker(&self, waker: &std::task::Waker) {
         self.inputs
             .iter()
             .for_each(|input| input.queue.set_waker(waker));
     }
+}
+
+/// More frames were in front of late barriers than may be kept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "more than {max_bytes} bytes ({RECORDED_QUEUES_MAX} times taskmanager.channel_queue_max_bytes for each channel) were in front of late barriers"
+)]
+pub(crate) struct TooMuch {
+    max_bytes: usize,
 }

@@ -9,6 +9,9 @@ mod counters;
 mod inputs;
 mod mailbox;
 mod outputs;
+mod recorded;
+mod remains;
+mod restore;
 mod runner;
 mod splits;
 mod state;
@@ -21,15 +24,18 @@ use std::sync::mpsc::Sender;
 use std::thread::Thread;
 
 use tidemill_protocol::control::{
-    Blame, CheckpointAcknowledgement, TaskFailure, TaskProgress, TaskState,
+    Blame, CheckpointAcknowledgement, TaskFailure, TaskProgress, TaskState, WarmTask,
 };
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{AttemptId, CheckpointId, JobId, TaskId, TaskManagerId};
+use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
 pub(crate) use build::{Prepared, TaskSetup, spawn};
 pub(crate) use counters::micros;
 pub(crate) use mailbox::TaskCommand;
+pub(crate) use remains::Remains;
+pub(crate) use restore::{Origin, Restorable};
 
 use counters::Counters;
 
@@ -67,6 +73,8 @@ pub(crate) enum TaskEvent {
     },
     /// A source task wants more splits.
     SplitWanted(SplitRequest),
+    /// Images that are kept for tasks elsewhere.
+    Warm(Vec<WarmTask>),
     /// A data connection broke under an attempt.
     ChannelBroken {
         job: JobId,
@@ -82,6 +90,7 @@ pub(crate) struct TaskHandle {
     thread: Thread,
     stop: CancellationToken,
     counters: Arc<Counters>,
+    remains: oneshot::Receiver<Remains>,
 }
 
 impl TaskHandle {
@@ -92,10 +101,12 @@ impl TaskHandle {
         }
     }
 
-    /// Ends the task and its pumps; a call that runs is waited for by nobody.
-    pub(crate) fn stop(&self) {
+    /// Ends the task and its pumps; a call that runs is waited for by nobody. What the task leaves comes when its thread
+    /// is done.
+    pub(crate) fn stop(self) -> oneshot::Receiver<Remains> {
         self.stop.cancel();
         self.tell(TaskCommand::Stop);
+        self.remains
     }
 
     /// What it has done so far.

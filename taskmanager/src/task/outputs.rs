@@ -66,6 +66,11 @@ impl Outputs {
         }
     }
 
+    /// Lets go of every channel and sink.
+    pub(crate) fn leave(&mut self) {
+        self.lanes.clear();
+    }
+
     fn channels(&mut self) -> impl Iterator<Item = &mut OutputChannel> {
         self.lanes.iter_mut().flat_map(|lane| match lane {
             Lane::Channels(channels) => channels.as_mut_slice(),

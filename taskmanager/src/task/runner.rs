@@ -14,12 +14,14 @@ use tidemill_core::{Alignment, AlignmentAction, Time};
 use tidemill_protocol::control::{Blame, TaskFailure, TaskState};
 use tidemill_protocol::split::SplitAssignment;
 use tidemill_protocol::{CheckpointId, Frame, FrameBody, codec};
+use tokio::sync::oneshot;
 
 use super::body::{Body, Call};
 use super::capture::{Captured, Capturing};
 use super::counters::{Counters, add_time, micros};
 use super::inputs::{InputRole, Inputs};
 use super::mailbox::{Mailbox, TaskCommand};
+use super::recorded::Recorded;
 use super::splits::SplitRequests;
 use super::state::{HostState, Phase};
 use super::watermarks::Watermarks;
@@ -79,11 +81,11 @@ pub(crate) struct Runner<B> {
 }
 
 impl<B: Body> Runner<B> {
-    /// Runs until the task is stopped.
+    /// Runs until the task is stopped; what it runs can then be handed on.
     ///
     /// # Errors
     /// What ended the task, when it was not asked to end.
-    pub(crate) fn run(mut self) -> Result<(), TaskFailure> {
+    pub(crate) fn run(&mut self) -> Result<(), TaskFailure> {
         let waker = self.mailbox.waker();
         self.inputs.set_waker(&waker);
         self.body.outputs().set_waker(&waker);
@@ -102,6 +104,7 @@ impl<B: Body> Runner<B> {
                     TaskCommand::LeaderLost => self.on_leader_lost()?,
                 }
             }
+            self.see_to_late_barriers()?;
             self.body.outputs().wake_receivers();
             let progress = self.step()?;
             self.count();
@@ -114,7 +117,7 @@ impl<B: Body> Runner<B> {
                 Progress::Idle(until) => self.idle(until)?,
                 Progress::Backpressured => {
                     let began = Instant::now();
-                    self.mailbox.wait(None);
+                    self.mailbox.wait(self.late_at());
                     add_time(&self.counters.backpressured_us, began.elapsed());
                 }
             }
@@ -126,6 +129,9 @@ impl<B: Body> Runner<B> {
     }
 
     fn step(&mut self) -> Result<Progress, TaskFailure> {
+        if self.alignment.is_paused() {
+            return Ok(Progress::Idle(None));
+        }
         if !self.body.outputs().has_room() {
             return Ok(Progress::Backpressured);
         }
@@ -337,7 +343,9 @@ impl<B: Body> Runner<B> {
     ) -> Result<(), TaskFailure> {
         let now = self.core_time();
         let actions = match word {
-            CheckpointWord::Announce { .. } => self.alignment.announced(now, checkpoint),
+            CheckpointWord::Announce { then_pause } => {
+                self.alignment.announced(now, checkpoint, then_pause)
+            }
             CheckpointWord::Abort => {
                 self.capturing.abandon(checkpoint);
                 self.alignment.aborted(now, checkpoint)
@@ -355,12 +363,45 @@ impl<B: Body> Runner<B> {
     /// not told of it would wait until there is another.
     fn on_leader_lost(&mut self) -> Result<(), TaskFailure> {
         self.capturing.abandon_all();
-        let now = self.core_time();
-        let actions = match self.alignment.aligning() {
-            Some(checkpoint) => self.alignment.aborted(now, checkpoint),
-            None => Vec::new(),
-        };
+        let actions = self.alignment.leader_lost(self.core_time());
         self.on_alignment(actions)
+    }
+
+    /// When barriers will be late, if that is yet to come.
+    fn late_at(&self) -> Option<Instant> {
+        let due = self.alignment.poll_timeout()?;
+        let wait = due.since(self.core_time());
+        (!wait.is_zero()).then(|| Instant::now() + wait)
+    }
+
+    /// Waits no longer for barriers than it should, and reads the channels whose barriers are late: whether the task is
+    /// called or not.
+    fn see_to_late_barriers(&mut self) -> Result<(), TaskFailure> {
+        if let Some(due) = self.alignment.poll_timeout() {
+            let now = self.core_time();
+            if due <= now && self.inputs.may_record() {
+                let actions = self.alignment.handle_timeout(now);
+                self.on_alignment(actions)?;
+            }
+        }
+        let Some(checkpoint) = self.alignment.recording() else {
+            return Ok(());
+        };
+        match self.inputs.record(&mut self.alignment) {
+            Ok(actions) => self.on_alignment(actions),
+            Err(too_much) => {
+                // What it would say to do about it follows here, with the reason.
+                self.alignment.aborted(self.core_time(), checkpoint);
+                self.give_up_recording(checkpoint);
+                self.capturing.decline(checkpoint, &too_much.to_string());
+                Ok(())
+            }
+        }
+    }
+
+    fn give_up_recording(&mut self, checkpoint: CheckpointId) {
+        self.capturing.abandon(checkpoint);
+        self.inputs.drop_recording();
     }
 
     fn on_alignment(&mut self, actions: Vec<AlignmentAction>) -> Result<(), TaskFailure> {
@@ -369,8 +410,18 @@ impl<B: Body> Runner<B> {
                 AlignmentAction::Capture {
                     checkpoint,
                     alignment,
-                } => self.capture(checkpoint, alignment)?,
+                } => self.capture(checkpoint, alignment, None)?,
+                AlignmentAction::CaptureAndRecord {
+                    checkpoint,
+                    alignment,
+                } => {
+                    let (done, recorded) = oneshot::channel();
+                    self.capture(checkpoint, alignment, Some(recorded))?;
+                    self.inputs.begin_recording(done);
+                }
+                AlignmentAction::Recorded { .. } => self.inputs.finish_recording(),
                 AlignmentAction::Cancelled { checkpoint } => {
+                    self.give_up_recording(checkpoint);
                     self.capturing.decline(
                         checkpoint,
                         "its alignment was given up: it was aborted, or a later barrier came first",
@@ -385,6 +436,7 @@ impl<B: Body> Runner<B> {
         &mut self,
         checkpoint: CheckpointId,
         alignment: Duration,
+        recorded: Option<oneshot::Receiver<Recorded>>,
     ) -> Result<(), TaskFailure> {
         let began = Instant::now();
         if self.phase != Phase::Finished {
@@ -395,6 +447,7 @@ impl<B: Body> Runner<B> {
         let sinks = self.body.outputs().barrier(checkpoint)?;
         let (again, room) = (self.capturing.again(), self.capturing.room());
         let mut change = self.body.capture(again, room)?;
+        self.capturing.captured(checkpoint, &change);
         change.capture.host_state = codec::encode(&self.host_state(sinks));
         let finished = self.phase == Phase::Finished;
         self.capturing.upload(Captured {
@@ -403,6 +456,7 @@ impl<B: Body> Runner<B> {
             finished,
             alignment,
             pause: began.elapsed(),
+            recorded,
         });
         Ok(())
     }
@@ -441,6 +495,7 @@ impl<B: Body> Runner<B> {
     }
 
     fn idle(&mut self, until: Option<Instant>) -> Result<(), TaskFailure> {
+        let until = [until, self.late_at()].into_iter().flatten().min();
         if !self.unflushed {
             self.mailbox.wait(until);
             return Ok(());

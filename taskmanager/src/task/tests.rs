@@ -41,6 +41,7 @@ use super::state::HostState;
 use super::{Execution, TaskCommand, TaskEvent, TaskHandle, TaskSetup, counters::Counters};
 use crate::exchange::wiring::{QueueLimits, Wires, Wiring, wire};
 use crate::exchange::{Incoming, OnBroken, send_channel};
+use crate::images::Images;
 use crate::logs::Logs;
 
 const JOB: JobId = JobId([7; 16]);
@@ -429,6 +430,7 @@ fn start(scenario: &Scenario) -> Job {
             wires: wires.remove(&task).expect("wired"),
             log: Logs::new(10).task(JOB, task, ATTEMPT),
             store: store.clone(),
+            images: Images::none(),
             events: events.clone(),
             runtime: runtime.handle().clone(),
             stop: CancellationToken::new(),
@@ -481,6 +483,7 @@ fn start(scenario: &Scenario) -> Job {
                 began,
                 timings,
                 chain: ImageChain::new(),
+                hand_over: None,
             };
             run(setup, seat, body, feed, None).expect("a relay never fails");
         });
@@ -489,6 +492,7 @@ fn start(scenario: &Scenario) -> Job {
             thread: thread.thread().clone(),
             stop,
             counters: shared,
+            remains: tokio::sync::oneshot::channel().1,
         };
         handles.insert(task, handle);
         threads.push(thread);
@@ -559,7 +563,7 @@ impl Job {
     }
 
     fn stop(self) {
-        for handle in self.handles.values() {
+        for handle in self.handles.into_values() {
             handle.stop();
         }
         for thread in self.threads {

@@ -135,6 +135,7 @@ proptest! {
                 finished: false,
                 alignment: std::time::Duration::ZERO,
                 pause: std::time::Duration::ZERO,
+                recorded: None,
             });
             match fate {
                 Fate::Abandoned => capturing.abandon_all(),

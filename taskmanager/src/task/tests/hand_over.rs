@@ -37,6 +37,7 @@ use super::super::{Execution, TaskCommand, TaskEvent, TaskHandle, TaskSetup};
 use super::{FOREVER, JOB};
 use crate::exchange::queue::{Producer, queue};
 use crate::exchange::wiring::Wires;
+use crate::images::Images;
 use crate::logs::Logs;
 
 const TASK: TaskId = TaskId::new(1, 0);
@@ -205,6 +206,7 @@ impl World {
             },
             log: Logs::new(10).task(JOB, TASK, attempt),
             store: self.store.clone(),
+            images: Images::none(),
             events,
             runtime: self.runtime.handle().clone(),
             stop: stop.clone(),
@@ -222,6 +224,7 @@ impl World {
             began: Instant::now(),
             timings: DeployTimings::default(),
             chain: ImageChain::new(),
+            hand_over: None,
         };
         let thread = std::thread::spawn(move || {
             let deployment = Arc::clone(&setup.deployment);
@@ -238,6 +241,7 @@ impl World {
             thread: thread.thread().clone(),
             stop,
             counters: Arc::clone(&counters),
+            remains: tokio::sync::oneshot::channel().1,
         };
         Subject {
             handle,
@@ -509,6 +513,7 @@ fn an_upload_that_hangs_does_not_hold_up_the_next_checkpoint() {
         finished: false,
         alignment: Duration::ZERO,
         pause: Duration::ZERO,
+        recorded: None,
     };
     capturing.upload(captured(checkpoint(1, 4)));
     capturing.upload(captured(checkpoint(2, 1)));

@@ -1,0 +1,146 @@
+//! An image in the object store as a source of pages, for a memory that is filled while the guest runs and for one that
+//! is put back.
+//!
+//! The first time that something cannot be read it says so to whoever made it, since the task that the pages are for may
+//! be running by then and not touch one of them for long.
+
+use std::ops::Range;
+use std::sync::OnceLock;
+
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
+use tidemill_protocol::control::{Blame, TaskState};
+use tidemill_protocol::image::PageRun;
+use tidemill_runtime::PageSource;
+use tidemill_storage::{ReadError, StoredImage};
+use tokio::runtime::Handle;
+
+use crate::error_chain;
+use crate::task::failure;
+
+/// How many pieces are in memory at once: at most 4 MiB.
+pub(super) const PIECES_AT_ONCE: usize = 64;
+
+/// Reads of scattered pages that are under way together.
+const READS_MAX: usize = 8;
+
+/// Hears how a task ends whose image cannot be read.
+type OnFailure = Box<dyn Fn(TaskState) + Send + Sync>;
+
+/// The pages of a stored image.
+pub(crate) struct StoredSource {
+    image: StoredImage,
+    runtime: Handle,
+    on_failure: OnFailure,
+    failed: OnceLock<()>,
+}
+
+impl std::fmt::Debug for StoredSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("StoredSource")
+            .field("manifest", self.image.manifest())
+            .field("failed", &self.has_failed())
+            .finish_non_exhaustive()
+    }
+}
+
+impl StoredSource {
+    /// The runtime is the one whose threads read; the threads that ask wait for them.
+    pub(crate) fn new(image: StoredImage, runtime: Handle, on_failure: OnFailure) -> Self {
+        Self {
+            image,
+            runtime,
+            on_failure,
+            failed: OnceLock::new(),
+        }
+    }
+
+    /// Whether something could not be read, which has been said then.
+    pub(crate) fn has_failed(&self) -> bool {
+        self.failed.get().is_some()
+    }
+
+    /// Hands over the pieces that have pages of these runs.
+    ///
+    /// # Errors
+    /// What cannot be read, for people.
+    pub(crate) fn read_runs(
+        &self,
+        wanted: &[PageRun],
+        lay: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> Result<(), String> {
+        for pieces in wanted_pieces(&self.image, wanted).chunks(READS_MAX * 4) {
+            let reads = pieces.iter().map(|range| self.image.read(range.clone()));
+            let reads = futures::stream::iter(reads).buffered(READS_MAX);
+            let read: Result<Vec<_>, ReadError> = self.runtime.block_on(reads.try_collect());
+            let read = read.map_err(|error| self.failed(&error))?;
+            hand_over(read.into_iter().flatten(), lay);
+        }
+        Ok(())
+    }
+
+    fn failed(&self, error: &ReadError) -> String {
+        if self.failed.set(()).is_ok() {
+            (self.on_failure)(unreadable(error));
+        }
+        error_chain(error)
+    }
+}
+
+/// How a task ends whose image cannot be read: a damaged one is of no use to anybody, and a store that is out of reach
+/// may come back.
+pub(crate) fn unreadable(error: &ReadError) -> TaskState {
+    let reason = error_chain(error);
+    match error.is_lost() {
+        true => TaskState::Unrestorable { reason },
+        false => TaskState::Failed(failure(Blame::Cluster, reason)),
+    }
+}
+
+impl PageSource for StoredSource {
+    fn pieces(&self) -> &[PageRun] {
+        self.image.pieces()
+    }
+
+    fn read(
+        &self,
+        pieces: Range<usize>,
+        lay: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> Result<(), String> {
+        for pieces in batches(pieces) {
+            let read = self.runtime.block_on(self.image.read(pieces));
+            hand_over(read.map_err(|error| self.failed(&error))?, lay);
+        }
+        Ok(())
+    }
+}
+
+/// The pieces that have pages of these ascending runs, as ranges of their indexes: disjoint, ascending, none of them long.
+pub(super) fn wanted_pieces(image: &StoredImage, wanted: &[PageRun]) -> Vec<Range<usize>> {
+    let mut ranges: Vec<Range<usize>> = Vec::new();
+    for run in wanted.iter().filter(|run| !run.zero) {
+        let pieces = image.pieces_of(run.first..run.first + run.pages);
+        match ranges.last_mut() {
+            Some(last) if pieces.start <= last.end => last.end = last.end.max(pieces.end),
+            _ if pieces.is_empty() => {}
+            _ => ranges.push(pieces),
+        }
+    }
+    ranges.into_iter().flat_map(batches).collect()
+}
+
+fn batches(pieces: Range<usize>) -> impl Iterator<Item = Range<usize>> {
+    let end = pieces.end;
+    pieces
+        .step_by(PIECES_AT_ONCE)
+        .map(move |start| start..end.min(start + PIECES_AT_ONCE))
+}
+
+fn hand_over(
+    read: impl IntoIterator<Item = (PageRun, Bytes)>,
+    lay: &mut dyn FnMut(PageRun, &[u8]),
+) {
+    for (piece, bytes) in read {
+        lay(piece, &bytes);
+    }
+}
