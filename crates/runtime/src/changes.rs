@@ -4,8 +4,11 @@
 //! It never copies a page, and never answers with fewer pages than changed.
 
 use std::io;
+use std::sync::Arc;
 
-use crate::dirty::{DirtyMethod, DirtyTracker, Hashes, PageRange, Whole, WriteProtection, all};
+use crate::dirty::{
+    DirtyMethod, DirtyTracker, Hashes, PageRange, Watch, Whole, WriteProtection, all,
+};
 
 /// Up to this size a memory is copied sooner than the kernel is asked and the guest takes the faults: 128 KiB are copied
 /// in 4 µs, which is what a scan takes.
@@ -30,6 +33,10 @@ pub(crate) struct Changes {
     last: u64,
     /// Whether the tracker knows what changed since `last`.
     known: bool,
+    /// Whether the tracker counts the memory as unchanged, with nothing said yet about what it follows.
+    fresh: bool,
+    /// Whether pages that the kernel knows nothing of may hold anything but zeros.
+    elsewhere: bool,
     /// Whole captures still to come before changes are looked for again.
     resting: u32,
     /// Where [`Changes::some`] goes on.
@@ -58,6 +65,35 @@ impl Changes {
     pub(crate) fn force(&mut self, method: DirtyMethod) {
         self.forced = Some(method);
         self.known = false;
+        self.fresh = false;
+    }
+
+    /// Pages of the memory are somewhere else, and come when they are touched.
+    pub(crate) fn are_elsewhere(&mut self) {
+        self.elsewhere = true;
+    }
+
+    /// What tells when a missing page is touched, if the kernel watches this memory.
+    pub(crate) fn watch(&mut self, memory: &[u8]) -> Option<Arc<Watch>> {
+        self.choose(memory).tracker.watch()
+    }
+
+    /// The memory counts as unchanged from now on, before any of its pages has come.
+    pub(crate) fn begin(&mut self, memory: &[u8]) {
+        let reset = self.choose(memory).tracker.reset(memory);
+        self.fresh = known(reset).is_some();
+    }
+
+    /// Only the memory's first `bytes` are what they were; what lay beyond is gone, and watched anew.
+    pub(crate) fn cut(&mut self, bytes: usize) {
+        if let Some(chosen) = &mut self.chosen {
+            let cut = chosen.tracker.cut(bytes);
+            self.known &= known(cut).is_some();
+        }
+        if bytes == 0 {
+            self.fresh = false;
+            self.elsewhere = false;
+        }
     }
 
     /// The caller has the memory, as it is now, as capture `sequence`; what changes from now on is looked for.
@@ -65,6 +101,9 @@ impl Changes {
         self.last = sequence;
         self.resting = 0;
         self.choose(memory);
+        if std::mem::take(&mut self.fresh) {
+            self.known = true;
+        }
         if self.known {
             // Protecting again what changed is quicker than protecting everything.
             let mut ranges = std::mem::take(&mut self.ranges);
@@ -144,8 +183,12 @@ impl Changes {
         self.resting = resting.saturating_sub(1);
         let method = self.choose(memory).tracker.method();
         if !self.known {
+            let elsewhere = self.elsewhere;
             let tracker = &mut self.choose(memory).tracker;
-            tracker.populated(memory, ranges)?;
+            match elsewhere {
+                true => ranges.push(all(memory)),
+                false => tracker.populated(memory, ranges)?,
+            }
             if resting == 0 {
                 tracker.reset(memory)?;
                 self.known = true;
@@ -170,10 +213,11 @@ impl Changes {
             None if memory.len() <= WHOLE_UP_TO_BYTES => DirtyMethod::Whole,
             None => DirtyMethod::of_this_machine(),
         };
-        self.known &= self
-            .chosen
-            .as_ref()
-            .is_some_and(|chosen| chosen.wanted == wanted);
+        let same = |chosen: &Chosen| chosen.wanted == wanted;
+        if !self.chosen.as_ref().is_some_and(same) {
+            self.known = false;
+            self.fresh = false;
+        }
         let chosen = self.chosen.take().filter(|chosen| chosen.wanted == wanted);
         self.chosen.insert(chosen.unwrap_or_else(|| Chosen {
             wanted,

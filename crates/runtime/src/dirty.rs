@@ -11,6 +11,11 @@ mod hashes;
     reason = "userfaultfd and the page map are system calls without a safe form"
 )]
 mod kernel;
+#[allow(
+    unsafe_code,
+    reason = "pages are placed in a mapping that belongs to somebody else, who is asked"
+)]
+mod missing;
 mod protection;
 #[cfg(test)]
 mod tests;
@@ -18,11 +23,18 @@ mod whole;
 
 use std::fmt;
 use std::io;
-use std::sync::OnceLock;
+use std::sync::{Arc, OnceLock};
 
 pub(crate) use hashes::Hashes;
+pub(crate) use kernel::Watch;
+pub(crate) use missing::{Faults, Missing, NotPlaced};
 pub(crate) use protection::WriteProtection;
 pub(crate) use whole::Whole;
+
+/// The size of the host's pages.
+pub(crate) fn host_page_bytes() -> usize {
+    kernel::page_bytes() as usize
+}
 
 /// The unit in which changes are found and captured, on every machine.
 pub const CAPTURE_PAGE_BYTES: usize = 4096;
@@ -96,6 +108,16 @@ pub(crate) fn push(ranges: &mut Vec<PageRange>, range: PageRange) {
 pub(crate) trait DirtyTracker: Send + fmt::Debug {
     /// Which way this is.
     fn method(&self) -> DirtyMethod;
+
+    /// What else watches the memory for it; only one can, at a time.
+    fn watch(&self) -> Option<Arc<Watch>> {
+        None
+    }
+
+    /// The memory has only its first `bytes` now, a multiple of 64 KiB; what lay beyond is gone.
+    fn cut(&mut self, _bytes: usize) -> io::Result<()> {
+        Ok(())
+    }
 
     /// From now on all of `memory` counts as unchanged.
     fn reset(&mut self, memory: &[u8]) -> io::Result<()>;

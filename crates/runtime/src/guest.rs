@@ -7,8 +7,13 @@ use tidemill_abi::export;
 use wasmtime::{Memory, Store, TypedFunc, WasmParams, WasmResults};
 
 use crate::call_error::{CallError, backtrace, trap_reason};
+use crate::engine::TICK;
 use crate::host::{GuestHost, State};
 use crate::limits::InstanceLimits;
+
+/// What a call may take longer while pages of its memory are still to come: a minute, for a store that is slow. A source
+/// gives up on its own.
+const FILLING_GRACE_TICKS: u64 = 60_000 / TICK.as_millis() as u64;
 
 /// A store with its one memory.
 pub(crate) struct Guest<H: GuestHost> {
@@ -41,14 +46,36 @@ impl<H: GuestHost> Guest<H> {
         function: &TypedFunc<P, R>,
         params: P,
     ) -> Result<R, CallError> {
+        let filling = self.store.data_mut().is_filling();
+        if filling {
+            self.check_memory()?;
+        }
         if self.failed {
             return Err(CallError::Failed { function: name });
         }
         self.store.data_mut().begin_call();
-        self.store.set_epoch_deadline(self.deadline_ticks);
-        function
+        let grace_ticks = if filling { FILLING_GRACE_TICKS } else { 0 };
+        self.store
+            .set_epoch_deadline(self.deadline_ticks + grace_ticks);
+        let answer = function
             .call(&mut self.store, params)
-            .map_err(|error| self.trapped(name, &error))
+            .map_err(|error| self.trapped(name, &error));
+        if filling {
+            // Whatever it answered, it may have read a page that did not come.
+            self.check_memory()?;
+        }
+        answer
+    }
+
+    /// Whether every page of the memory is there, or still comes.
+    #[cold]
+    fn check_memory(&mut self) -> Result<(), CallError> {
+        let Some(reason) = self.store.data().lost() else {
+            return Ok(());
+        };
+        let reason = reason.to_owned();
+        self.failed = true;
+        Err(CallError::ImageLost { reason })
     }
 
     #[cold]
@@ -84,6 +111,7 @@ impl<H: GuestHost> Guest<H> {
             .checked_add(input.len())
             .and_then(|end| memory.get_mut(start..end));
         match room.filter(|_| pointer != 0) {
+            // Where pages are missing this waits for them; the call that follows asks whether they came.
             Some(room) => room.copy_from_slice(input),
             None => {
                 self.failed = true;
@@ -112,7 +140,11 @@ impl<H: GuestHost> Guest<H> {
                     self.response_max_bytes
                 )
             }
-            Some(answer) => return Ok(answer.to_vec()),
+            Some(answer) => {
+                let answer = answer.to_vec();
+                self.check_memory()?;
+                return Ok(answer);
+            }
             None => format!(
                 "{len} bytes at {pointer:#x} are outside its {} bytes of memory",
                 memory.len()

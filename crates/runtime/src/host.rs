@@ -2,10 +2,14 @@
 //!
 //! It never blocks, and never trusts an address: what lies outside the guest's memory stops the call by name.
 
+use std::sync::Arc;
+
 use tidemill_abi::{IMPORT_MODULE, LogLevel, import};
 use wasmtime::{Caller, Linker, Memory};
 
 use crate::call_error::TrapReason;
+use crate::dirty::CAPTURE_PAGE_BYTES;
+use crate::fill::Fill;
 use crate::limits::{InstanceLimits, Limiter};
 
 /// The longest line that reaches [`GuestHost::log`], in bytes; the rest of a longer one is cut.
@@ -30,6 +34,8 @@ pub(crate) struct State<H> {
     output_bytes: u64,
     /// The last panic message of this call.
     pub(crate) panic: Option<String>,
+    /// While pages of the memory may still be missing, or when the memory is lost.
+    pub(crate) fill: Option<Arc<Fill>>,
 }
 
 impl<H> State<H> {
@@ -41,7 +47,21 @@ impl<H> State<H> {
             output_max_bytes: limits.call_output_max_bytes,
             output_bytes: 0,
             panic: None,
+            fill: None,
         }
+    }
+
+    /// Why the memory is lost, if it is.
+    pub(crate) fn lost(&self) -> Option<&str> {
+        self.fill.as_deref()?.lost()
+    }
+
+    /// Whether pages of the memory may still be missing.
+    pub(crate) fn is_filling(&mut self) -> bool {
+        if self.fill.as_deref().is_some_and(Fill::is_complete) {
+            self.fill = None;
+        }
+        self.fill.is_some()
     }
 
     /// Forgets what belonged to the call before.
@@ -120,7 +140,19 @@ fn guest_bytes<'a, H: GuestHost>(
         .checked_add(len as usize)
         .and_then(|end| data.get(start..end));
     match bytes {
-        Some(bytes) => Ok((bytes, state)),
+        Some(bytes) => {
+            if state.fill.is_some() {
+                // Whoever gets them may hand them to a system call, and the kernel does not wait for missing pages.
+                touch(bytes);
+            }
+            match state.lost() {
+                // The call ends here; what it answers says why.
+                Some(reason) => Err(HostFault(TrapReason::Other {
+                    reason: reason.to_owned(),
+                })),
+                None => Ok((bytes, state)),
+            }
+        }
         None => Err(HostFault(TrapReason::BadPointer {
             import,
             pointer,
@@ -128,4 +160,12 @@ fn guest_bytes<'a, H: GuestHost>(
             memory_bytes,
         })),
     }
+}
+
+/// Waits until every page of these bytes is there.
+fn touch(bytes: &[u8]) {
+    for page in bytes.chunks(CAPTURE_PAGE_BYTES) {
+        std::hint::black_box(page[0]);
+    }
+    std::hint::black_box(bytes.last());
 }

@@ -37,6 +37,12 @@ impl<H: GuestHost> Instance<H> {
             self.ahead.copy(memory, found.ranges);
             self.ahead.move_to(&mut room);
         }
+        let copied = scanned.elapsed();
+        if let Some(reason) = self.guest.store.data().lost() {
+            return Err(CaptureError::ImageLost {
+                reason: reason.to_owned(),
+            });
+        }
         Ok(Capture {
             sequence: found.sequence,
             base: found.base,
@@ -48,7 +54,7 @@ impl<H: GuestHost> Instance<H> {
             cost: CaptureCost {
                 method: found.method,
                 scan: scanned - began,
-                copy: scanned.elapsed(),
+                copy: copied,
             },
         })
     }

@@ -183,6 +183,7 @@ impl<H: GuestHost> Instance<H> {
     pub fn capture(&mut self) -> Result<Image, CaptureError> {
         let (globals, tables) = self.capture_outside_memory()?;
         let memory = self.guest.memory.data(&self.guest.store).to_vec();
+        self.check_memory()?;
         Ok(Image {
             memory,
             globals,
@@ -193,10 +194,21 @@ impl<H: GuestHost> Instance<H> {
     }
 
     pub(crate) fn capture_outside_memory(&mut self) -> Result<OutsideMemory, CaptureError> {
+        self.check_memory()?;
         if self.guest.failed {
             return Err(CaptureError::Failed);
         }
         image::capture_outside_memory(&mut self.guest, &self.wasmtime, self.module.reachable())
+    }
+
+    /// Whether every page that was read so far is what was captured.
+    pub(crate) fn check_memory(&self) -> Result<(), CaptureError> {
+        match self.guest.store.data().lost() {
+            Some(reason) => Err(CaptureError::ImageLost {
+                reason: reason.to_owned(),
+            }),
+            None => Ok(()),
+        }
     }
 
     /// Asks for the job's graph.

@@ -21,6 +21,7 @@ mod describe;
 mod dirty;
 mod engine;
 mod features;
+mod fill;
 mod guest;
 mod host;
 mod image;

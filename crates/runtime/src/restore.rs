@@ -4,10 +4,12 @@
 //! It never runs guest code.
 
 use std::fs::File;
+use std::sync::Arc;
 
 use tidemill_protocol::image::GlobalValue;
 use tidemill_protocol::{Image, ImageHead};
 
+use crate::fill::{Fill, FillError};
 use crate::host::GuestHost;
 use crate::image::{self, ImageMismatch};
 use crate::instance::{Instance, InstanceError};
@@ -49,8 +51,8 @@ impl<H: GuestHost> Instance<H> {
         let initial_bytes = image::grow_to(&mut instance.guest, head.memory_bytes)?;
         match memory {
             MemoryImage::Whole(bytes) => instance.lay_bytes(initial_bytes, &bytes)?,
-            MemoryImage::Lazy(source) => instance.fill_from(&*source, initial_bytes)?,
-            MemoryImage::File(file) => instance.map(&file, initial_bytes)?,
+            MemoryImage::Lazy(source) => instance.fill_from(source)?,
+            MemoryImage::File(file) => instance.map(&file)?,
         }
         instance.lay_outside(&head.globals, &head.tables)?;
         Ok(instance)
@@ -59,7 +61,7 @@ impl<H: GuestHost> Instance<H> {
     /// How far the memory's pages have come; `None` when all are there.
     #[must_use]
     pub fn filling(&self) -> Option<Filling> {
-        None
+        self.guest.store.data().fill.as_ref()?.progress()
     }
 
     pub(crate) fn lay_outside(
@@ -83,32 +85,50 @@ impl<H: GuestHost> Instance<H> {
         Ok(())
     }
 
-    fn fill_from(
-        &mut self,
-        source: &dyn PageSource,
-        initial_bytes: usize,
-    ) -> Result<(), InstanceError> {
-        let memory = self.guest.memory.data_mut(&mut self.guest.store);
-        memory[..initial_bytes].fill(0);
-        source::read_all(source, memory).map_err(|reason| InstanceError::Memory { reason })
+    /// Lets the memory be filled while the guest runs, or reads all of it where that cannot be done.
+    fn fill_from(&mut self, source: Arc<dyn PageSource>) -> Result<(), InstanceError> {
+        let store = &mut self.guest.store;
+        let memory = self.guest.memory.data_mut(&mut *store);
+        // Where instantiation has placed the module's data segments.
+        self.mapping
+            .clear(memory)
+            .map_err(InstanceError::no_memory)?;
+        let lost = |reason| InstanceError::Memory { reason };
+        if let Some(watch) = self.changes.watch(memory) {
+            let prepared = Fill::prepare(Arc::clone(&source), watch, memory);
+            let started = prepared.and_then(|(fill, faults)| {
+                self.mapping.awaits(fill.missing());
+                self.changes.are_elsewhere();
+                self.changes.begin(memory);
+                fill.start(faults)?;
+                Ok(fill)
+            });
+            match started {
+                Ok(fill) => {
+                    store.data_mut().fill = Some(fill);
+                    return Ok(());
+                }
+                Err(FillError::Source(reason)) => return Err(lost(reason)),
+                Err(FillError::System(error)) => {
+                    tracing::warn!(%error, "a memory is read as a whole before its guest runs");
+                    self.mapping.forgets();
+                    self.changes.cut(0);
+                }
+            }
+        }
+        source::read_all(&*source, memory).map_err(lost)
     }
 
-    fn map(&mut self, file: &File, initial_bytes: usize) -> Result<(), InstanceError> {
-        use std::os::unix::fs::FileExt;
+    fn map(&mut self, file: &File) -> Result<(), InstanceError> {
         let memory = self.guest.memory.data_mut(&mut self.guest.store);
-        memory[..initial_bytes].fill(0);
-        let mut at = 0;
-        while at < memory.len() {
-            let read = file
-                .read_at(&mut memory[at..], at as u64)
-                .map_err(|error| InstanceError::Memory {
-                    reason: error.to_string(),
-                })?;
-            if read == 0 {
-                break;
-            }
-            at += read;
-        }
+        let mapped = self
+            .mapping
+            .clear(memory)
+            .and_then(|()| self.mapping.map_file(memory, file));
+        mapped.map_err(|error| InstanceError::Memory {
+            reason: format!("its file cannot be mapped: {error}"),
+        })?;
+        self.changes.are_elsewhere();
         Ok(())
     }
 }

@@ -78,29 +78,33 @@ impl<H: GuestHost> Instance<H> {
             guest,
             module,
             mapping,
-            changes,
+            mut changes,
             ahead,
             ..
         } = self;
         let old_bytes = guest.memory.data_size(&guest.store);
+        let fill = guest.store.data().fill.clone();
         let mut stale = PageSet::default();
         stale.extend(ahead.ranges());
         stale.extend(changed.into_iter().map(PageRange::from));
         // Ends the instance, and with it the other reference to the mapping.
         drop(guest);
-        let mut instance = match Arc::into_inner(mapping) {
-            Some(mut mapping) => {
-                let bytes = usize::try_from(head.memory_bytes).unwrap_or(RESERVED_BYTES);
-                mapping.cut(bytes).map_err(InstanceError::no_memory)?;
-                let mut instance = Self::over(Arc::new(mapping), &module, limits, host)?;
-                instance.changes = changes;
-                instance
-            }
-            None => {
-                stale.insert(PageRange::bytes(0, RESERVED_BYTES));
-                Self::new(&module, limits, host)?
-            }
+        let Some(mut mapping) = Arc::into_inner(mapping) else {
+            return Err(InstanceError::Memory {
+                reason: "something else holds the instance's memory".to_owned(),
+            });
         };
+        let bytes = usize::try_from(head.memory_bytes).unwrap_or(RESERVED_BYTES);
+        let kept_bytes = mapping.cut(bytes).map_err(InstanceError::no_memory)?;
+        if kept_bytes < old_bytes {
+            changes.cut(kept_bytes);
+        }
+        let mut instance = Self::over(Arc::new(mapping), &module, limits, host)?;
+        instance.changes = changes;
+        if kept_bytes > 0 {
+            // Its pages still come, as they were: what changed since is not among those that are missing.
+            instance.guest.store.data_mut().fill = fill;
+        }
         image::grow_to(&mut instance.guest, head.memory_bytes)?;
         let memory = instance.guest.memory.data_mut(&mut instance.guest.store);
         // What changed after the last capture, and where instantiation has placed the module's data segments.
@@ -108,9 +112,7 @@ impl<H: GuestHost> Instance<H> {
             Some(ranges) => stale.extend(ranges.iter().copied()),
             None => stale.insert(all(memory)),
         }
-        if memory.len() > old_bytes {
-            stale.insert(PageRange::bytes(old_bytes, memory.len()));
-        }
+        stale.insert(PageRange::bytes(kept_bytes.min(old_bytes), memory.len()));
         stale.cut(all(memory).pages);
         rewrite(memory, stale, read).map_err(|reason| InstanceError::Memory { reason })?;
         instance.changes.follow(sequence, memory);
@@ -162,7 +164,7 @@ impl PageRange {
     fn bytes(from: usize, to: usize) -> Self {
         Self {
             first: from / CAPTURE_PAGE_BYTES,
-            pages: (to - from) / CAPTURE_PAGE_BYTES,
+            pages: to.saturating_sub(from) / CAPTURE_PAGE_BYTES,
         }
     }
 }

@@ -6,6 +6,7 @@
 //! covered, but walking all of it would take longer than most captures.
 
 use std::io;
+use std::sync::Arc;
 
 use super::kernel::{PageMap, Pages, Watch};
 use super::{CAPTURE_PAGE_BYTES, DirtyMethod, DirtyTracker, PageRange, push};
@@ -14,7 +15,7 @@ use crate::mapping::{Mapping, RESERVED_BYTES};
 /// Watches one reservation.
 #[derive(Debug)]
 pub(crate) struct WriteProtection {
-    watch: Watch,
+    watch: Arc<Watch>,
     page_map: PageMap,
     /// Where the memory begins.
     start: usize,
@@ -28,7 +29,7 @@ impl WriteProtection {
         let watch = Watch::open()?;
         watch.register(start, RESERVED_BYTES)?;
         Ok(Self {
-            watch,
+            watch: Arc::new(watch),
             page_map: PageMap::open()?,
             start,
             primed_bytes: 0,
@@ -50,6 +51,16 @@ impl WriteProtection {
 impl DirtyTracker for WriteProtection {
     fn method(&self) -> DirtyMethod {
         DirtyMethod::WriteProtection
+    }
+
+    fn watch(&self) -> Option<Arc<Watch>> {
+        Some(Arc::clone(&self.watch))
+    }
+
+    fn cut(&mut self, bytes: usize) -> io::Result<()> {
+        self.primed_bytes = self.primed_bytes.min(bytes);
+        self.watch
+            .register(self.start + bytes, RESERVED_BYTES - bytes)
     }
 
     fn reset(&mut self, memory: &[u8]) -> io::Result<()> {

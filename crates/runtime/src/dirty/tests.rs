@@ -113,17 +113,6 @@ impl Watched {
     }
 }
 
-fn host_page_bytes() -> usize {
-    let smaps = std::fs::read_to_string("/proc/self/smaps").expect("Linux has it");
-    let line = smaps
-        .lines()
-        .find_map(|line| line.strip_prefix("KernelPageSize:"));
-    let kib = line.and_then(|line| line.trim().strip_suffix("kB"));
-    kib.and_then(|kib| kib.trim().parse::<usize>().ok())
-        .expect("a number of KiB")
-        * 1024
-}
-
 #[test]
 fn a_memory_that_nobody_writes_to_does_not_change() {
     for mut watched in Watched::all(4) {
@@ -246,6 +235,10 @@ fn a_memory_that_was_cut_and_grows_again_counts_as_zero_before() {
             .mapping
             .cut(2 * BLOCK)
             .expect("a system call that works");
+        watched
+            .tracker
+            .cut(2 * BLOCK)
+            .expect("what lies beyond can be watched");
         watched.expect(&[]);
         watched.grow(2);
         watched.memory()[40 * PAGE] = 1;
@@ -355,4 +348,71 @@ fn what_is_taken_in_parts_is_named_once_and_none_is_left_out() {
         named.extend(rest);
         assert!(changed.iter().all(|page| named.contains(page)));
     }
+}
+
+#[test]
+fn pages_that_are_placed_count_as_unchanged_and_never_replace_what_exists() {
+    for mut watched in Watched::all(40) {
+        let bytes = watched.bytes;
+        let Some(watch) = watched.tracker.watch() else {
+            continue;
+        };
+        let memory = watched.mapping.grown(bytes).expect("memory");
+        memory[0] = 0;
+        let shared = Arc::new(std::mem::replace(
+            &mut watched.mapping,
+            Mapping::reserve().expect("addresses"),
+        ));
+        shared.clear(memory_of(&shared, bytes)).expect("its own");
+        let contents = [(3, 2), (20, 1)].map(|(first, pages)| PageRange { first, pages });
+        let (missing, mut faults) =
+            Missing::begin(watch, memory_of(&shared, bytes), contents.into_iter())
+                .expect("the kernel offers it");
+        let missing = Arc::new(missing);
+        shared.awaits(Arc::clone(&missing));
+        watched.mapping = Arc::into_inner(shared).expect("the only one");
+        watched.reset();
+        missing.place(3, &[7; 2 * PAGE]).expect("it is awaited");
+        assert_eq!(watched.memory()[3 * PAGE], 7);
+        watched.memory()[4 * PAGE] = 8;
+        missing.place(3, &[9; 2 * PAGE]).expect("it is awaited");
+        assert_eq!(watched.memory()[3 * PAGE], 7);
+        assert_eq!(watched.memory()[4 * PAGE], 8);
+        watched.expect(&[4]);
+        // Between the contents zeros exist already, and take no memory until somebody writes.
+        assert_eq!(watched.memory()[10 * PAGE], 0);
+        watched.memory()[11 * PAGE] = 1;
+        watched.memory()[500 * PAGE] = 1;
+        watched.expect(&[11, 500]);
+        std::thread::scope(|scope| {
+            let reader = scope.spawn(|| watched.memory()[20 * PAGE + 5]);
+            let waited_for: Vec<usize> = faults
+                .next(&missing)
+                .expect("it can be waited for")
+                .expect("pages are awaited")
+                .collect();
+            assert_eq!(waited_for, [20]);
+            missing.release().expect("it can be given up");
+            assert_eq!(reader.join().expect("it went on"), 0);
+        });
+        assert!(!missing.is_whole() && !missing.is_open());
+        assert!(matches!(missing.place(21, &ZEROS), Err(NotPlaced::Closed)));
+        assert!(
+            faults
+                .next(&missing)
+                .expect("it can be waited for")
+                .is_none()
+        );
+        assert_eq!(watched.mapping.cut(bytes).expect("a system call"), 0);
+    }
+}
+
+/// The memory of a mapping that is shared, as wasmtime would hand it out.
+#[allow(
+    unsafe_code,
+    reason = "outside an instance nobody else makes such a slice"
+)]
+fn memory_of(mapping: &Mapping, bytes: usize) -> &mut [u8] {
+    // SAFETY: the test has made this many bytes accessible, and lets go of one slice before it takes the next.
+    unsafe { std::slice::from_raw_parts_mut(mapping.address() as *mut u8, bytes) }
 }

@@ -1,16 +1,20 @@
 //! Captures of what changed give the same images, byte for byte, as captures of everything: under random writes by the
-//! guest and by the host, growth, restores, reverts and captures that nobody used.
+//! guest and by the host, growth, restores, reverts and captures that nobody used. What everything is, a twin says, whose
+//! memory is always whole: the task's own may still be coming.
 
 use std::collections::BTreeMap;
+use std::io::Write;
+use std::sync::Arc;
 
 use proptest::prelude::*;
 use tidemill_protocol::Image;
 use tidemill_protocol::image::PageRun;
 use tidemill_runtime::{
-    CAPTURE_PAGE_BYTES, Capture, CaptureRoom, DirtyMethod, Instance, InstanceLimits, Module,
+    CAPTURE_PAGE_BYTES, Capture, CaptureRoom, DirtyMethod, Instance, InstanceLimits, MemoryImage,
+    Module,
 };
 
-use crate::support::{Job, Recorder, limits};
+use crate::support::{Job, Recorder, Source, head, limits, pieces};
 
 const BLOCK: u32 = 65536;
 const BLOCKS_INITIAL: u32 = 8;
@@ -74,11 +78,23 @@ enum Event {
     Restore {
         back: usize,
         follow: bool,
+        memory: Memory,
     },
+    /// The pages that are missing come now, while other things happen.
+    Fill,
     /// The same process goes back to it.
     Revert {
         back: usize,
     },
+}
+
+/// What a memory is restored from.
+#[derive(Clone, Copy, Debug)]
+enum Memory {
+    Image,
+    Whole,
+    Lazy,
+    File,
 }
 
 /// A task, and what a store would have of it.
@@ -86,6 +102,9 @@ struct Task {
     module: Module,
     method: Option<DirtyMethod>,
     instance: Instance<Recorder>,
+    twin: Instance<Recorder>,
+    /// Where the instance's pages come from.
+    source: Option<Arc<Source>>,
     /// Every capture since the last restore, by number; none of them is ever given up.
     captures: BTreeMap<u64, Capture>,
     /// The full copies that they stand for.
@@ -96,11 +115,14 @@ struct Task {
 impl Task {
     fn new(method: Option<DirtyMethod>) -> Self {
         let module = job().compile();
-        let instance = Instance::new(&module, wide(), Recorder::default()).expect("it starts");
+        let fresh = || Instance::new(&module, wide(), Recorder::default()).expect("it starts");
+        let (instance, twin) = (fresh(), fresh());
         let mut task = Self {
             module,
             method,
             instance,
+            twin,
+            source: None,
             captures: BTreeMap::new(),
             images: BTreeMap::new(),
             adding: 0,
@@ -134,23 +156,38 @@ impl Task {
                     frame.extend_from_slice(&word.to_le_bytes());
                 }
                 frame.resize(frame_bytes, value.wrapping_add(1));
-                self.instance.process(0, 0, &frame, 0).expect("it runs");
+                for instance in [&mut self.instance, &mut self.twin] {
+                    instance.process(0, 0, &frame, 0).expect("it runs");
+                }
             }
             Event::Grow { blocks } => {
-                self.instance.timer(u64::from(*blocks)).expect("it runs");
+                for instance in [&mut self.instance, &mut self.twin] {
+                    instance.timer(u64::from(*blocks)).expect("it runs");
+                }
             }
             Event::Capture => self.capture(),
             Event::Ahead { pages } => {
                 self.instance.capture_ahead(*pages);
             }
-            Event::Restore { back, follow } => self.restore(*back, *follow),
+            Event::Restore {
+                back,
+                follow,
+                memory,
+            } => self.restore(*back, *follow, *memory),
+            Event::Fill => self.fill(),
             Event::Revert { back } => self.revert(*back),
+        }
+    }
+
+    fn fill(&self) {
+        if let Some(source) = &self.source {
+            source.open();
         }
     }
 
     /// Captures what changed, lays it over what is known, and compares with a full copy.
     fn capture(&mut self) {
-        let full = self.instance.capture().expect("between calls");
+        let full = self.twin.capture().expect("between calls");
         let room = CaptureRoom::default();
         let capture = self.instance.capture_changes(room).expect("between calls");
         let mut image = match capture.base {
@@ -176,12 +213,31 @@ impl Task {
         Some((*sequence, image.clone()))
     }
 
-    fn restore(&mut self, back: usize, follow: bool) {
+    fn restore(&mut self, back: usize, follow: bool, memory: Memory) {
         let Some((sequence, image)) = self.earlier(back) else {
             return;
         };
-        self.instance =
-            Instance::restore(&self.module, wide(), Recorder::default(), &image).expect("it fits");
+        self.fill();
+        self.source = None;
+        let restore_from = |memory| {
+            let host = Recorder::default();
+            Instance::restore_from(&self.module, wide(), host, &head(&image), memory)
+        };
+        let whole = || {
+            Instance::restore(&self.module, wide(), Recorder::default(), &image).expect("it fits")
+        };
+        let instance = match memory {
+            Memory::Image => Ok(whole()),
+            Memory::Whole => restore_from(MemoryImage::Whole(image.memory.clone())),
+            Memory::Lazy => {
+                let source = Arc::new(Source::of(image.memory.clone()));
+                self.source = Some(Arc::clone(&source));
+                restore_from(MemoryImage::Lazy(source))
+            }
+            Memory::File => restore_from(file_of(&image)),
+        };
+        self.twin = whole();
+        self.instance = instance.expect("it fits");
         self.force();
         self.captures.clear();
         self.images.clear();
@@ -189,7 +245,7 @@ impl Task {
             self.instance.follow(sequence);
             self.images.insert(sequence, image.clone());
         }
-        assert!(self.instance.capture().expect("between calls") == image);
+        self.compare(&image, memory);
     }
 
     fn revert(&mut self, back: usize) {
@@ -202,17 +258,68 @@ impl Task {
             .values()
             .flat_map(|capture| capture.runs.iter().copied())
             .collect();
-        let blank = Instance::new(&self.module, wide(), Recorder::default()).expect("it starts");
+        let host = Recorder::default;
+        self.twin = Instance::restore(&self.module, wide(), host(), &image).expect("it fits");
+        let blank = Instance::new(&self.module, wide(), host()).expect("it starts");
         let instance = std::mem::replace(&mut self.instance, blank);
-        self.instance = instance
-            .revert(wide(), Recorder::default(), &image, sequence, changed)
-            .expect("it fits");
-        assert!(self.instance.capture().expect("between calls") == image);
+        let reverted = match back % 2 {
+            0 => instance.revert(wide(), host(), &image, sequence, changed),
+            // As a store does it: stored pieces that have any of the pages.
+            _ => instance.revert_from(wide(), host(), &head(&image), sequence, changed, &mut {
+                |wanted: &[PageRun], lay: &mut dyn FnMut(PageRun, &[u8])| {
+                    let meets = |piece: &PageRun| {
+                        let apart = |run: &PageRun| {
+                            run.end() <= piece.first as usize || piece.end() <= run.first as usize
+                        };
+                        !wanted.iter().all(apart)
+                    };
+                    for piece in pieces(&image.memory).into_iter().filter(meets) {
+                        lay(piece, &image.memory[piece.memory_range()]);
+                    }
+                    Ok(())
+                }
+            }),
+        };
+        self.instance = reverted.expect("it fits");
+        if self.source.is_none() {
+            self.compare(&image, Memory::Whole);
+        }
     }
+
+    /// Compares a task's memory with its image, unless that would make all of its pages come.
+    fn compare(&mut self, image: &Image, memory: Memory) {
+        if !matches!(memory, Memory::Lazy) {
+            assert!(self.instance.capture().expect("between calls") == *image);
+        }
+    }
+}
+
+impl Drop for Task {
+    fn drop(&mut self) {
+        self.fill();
+    }
+}
+
+/// The image's memory as a file, without the zeros at its end.
+fn file_of(image: &Image) -> MemoryImage {
+    let zeros = image.memory.iter().rev().take_while(|byte| **byte == 0);
+    let len = image.memory.len() - zeros.count();
+    let mut file = tempfile::tempfile().expect("a file");
+    file.write_all(&image.memory[..len]).expect("it is written");
+    MemoryImage::File(Arc::new(file))
 }
 
 fn frame_bytes_max() -> u32 {
     3 * CAPTURE_PAGE_BYTES as u32
+}
+
+fn memory() -> impl Strategy<Value = Memory> {
+    prop_oneof![
+        1 => Just(Memory::Image),
+        1 => Just(Memory::Whole),
+        4 => Just(Memory::Lazy),
+        2 => Just(Memory::File),
+    ]
 }
 
 fn event() -> impl Strategy<Value = Event> {
@@ -233,13 +340,18 @@ fn event() -> impl Strategy<Value = Event> {
         1 => (0u8..6).prop_map(|blocks| Event::Grow { blocks }),
         5 => Just(Event::Capture),
         3 => (0..60u32).prop_map(|pages| Event::Ahead { pages }),
-        1 => (0usize..4, any::<bool>()).prop_map(|(back, follow)| Event::Restore { back, follow }),
-        1 => (0usize..4).prop_map(|back| Event::Revert { back }),
+        2 => (0usize..4, any::<bool>(), memory()).prop_map(|(back, follow, memory)| Event::Restore {
+            back,
+            follow,
+            memory,
+        }),
+        2 => Just(Event::Fill),
+        2 => (0usize..4).prop_map(|back| Event::Revert { back }),
     ]
 }
 
 proptest! {
-    #![proptest_config(ProptestConfig { cases: 24, max_shrink_iters: 200, ..ProptestConfig::default() })]
+    #![proptest_config(ProptestConfig { cases: 32, max_shrink_iters: 200, ..ProptestConfig::default() })]
 
     #[test]
     fn incremental_images_are_full_copies_byte_for_byte(events in proptest::collection::vec(event(), 20..120)) {
@@ -255,6 +367,8 @@ proptest! {
                 task.happen(event);
             }
             task.capture();
+            let (own, twin) = (task.instance.capture(), task.twin.capture());
+            prop_assert!(own.expect("between calls") == twin.expect("between calls"));
         }
     }
 }
@@ -292,6 +406,7 @@ fn a_restored_task_adds_to_the_image_it_was_restored_from() {
     task.happen(&Event::Restore {
         back: 0,
         follow: true,
+        memory: Memory::Image,
     });
     task.happen(&frame(100_000, 10, 2));
     task.capture();

@@ -3,6 +3,7 @@
 
 mod cache;
 mod describe;
+mod filling;
 mod incremental;
 mod law;
 mod limits;

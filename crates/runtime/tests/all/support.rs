@@ -1,13 +1,16 @@
 //! A job module in a few lines of text, and a host that remembers what it heard.
 
 use std::collections::BTreeMap;
-use std::sync::OnceLock;
+use std::ops::Range;
+use std::sync::{Arc, Condvar, Mutex, OnceLock};
 use std::time::Duration;
 
 use tidemill_abi::LogLevel;
+use tidemill_protocol::image::PageRun;
+use tidemill_protocol::{Image, ImageHead};
 use tidemill_runtime::{
-    Engine, EngineOptions, GuestHost, Instance, InstanceLimits, Module, ModuleLimits,
-    PreparedModule, prepare,
+    CAPTURE_PAGE_BYTES, Engine, EngineOptions, GuestHost, Instance, InstanceLimits, Module,
+    ModuleLimits, PageSource, PreparedModule, prepare,
 };
 
 /// Where `tidemill_allocate` of [`Job`] puts every input.
@@ -158,4 +161,116 @@ pub(crate) fn limits() -> InstanceLimits {
 /// Bytes as a WAT string.
 pub(crate) fn escape(bytes: &[u8]) -> String {
     bytes.iter().map(|byte| format!("\\{byte:02x}")).collect()
+}
+
+/// An image without its memory.
+pub(crate) fn head(image: &Image) -> ImageHead {
+    ImageHead {
+        memory_bytes: image.memory.len() as u64,
+        globals: image.globals.clone(),
+        tables: image.tables.clone(),
+        host_state: Vec::new(),
+        channel_state: Vec::new(),
+    }
+}
+
+/// Where a memory is not zero: runs of at most 16 pages.
+pub(crate) fn pieces(memory: &[u8]) -> Vec<PageRun> {
+    let mut pieces: Vec<PageRun> = Vec::new();
+    for (page, bytes) in memory.chunks(CAPTURE_PAGE_BYTES).enumerate() {
+        if bytes.iter().all(|byte| *byte == 0) {
+            continue;
+        }
+        match pieces.last_mut() {
+            Some(last) if last.end() == page && last.pages < 16 => last.pages += 1,
+            _ => pieces.push(PageRun {
+                first: page as u32,
+                pages: 1,
+                zero: false,
+            }),
+        }
+    }
+    pieces
+}
+
+/// What a test makes of the pieces that are read.
+type Meddle = dyn Fn(Range<usize>) -> Result<(), String> + Send + Sync;
+
+/// A memory as a source of its pages. What is read in the background waits until the test lets it pass; a single piece
+/// does not wait.
+pub(crate) struct Source {
+    memory: Arc<Vec<u8>>,
+    pieces: Vec<PageRun>,
+    background: Mutex<bool>,
+    opened: Condvar,
+    meddle: Box<Meddle>,
+}
+
+impl std::fmt::Debug for Source {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Source").finish_non_exhaustive()
+    }
+}
+
+impl Source {
+    pub(crate) fn of(memory: impl Into<Arc<Vec<u8>>>) -> Self {
+        let memory = memory.into();
+        Self {
+            pieces: pieces(&memory),
+            memory,
+            background: Mutex::new(false),
+            opened: Condvar::new(),
+            meddle: Box::new(|_| Ok(())),
+        }
+    }
+
+    /// Asks the test before each reading.
+    pub(crate) fn meddle(
+        mut self,
+        meddle: impl Fn(Range<usize>) -> Result<(), String> + Send + Sync + 'static,
+    ) -> Self {
+        self.meddle = Box::new(meddle);
+        self
+    }
+
+    /// With other pieces than the memory has.
+    pub(crate) fn pieces(mut self, pieces: Vec<PageRun>) -> Self {
+        self.pieces = pieces;
+        self
+    }
+
+    /// With another memory under the same pieces.
+    pub(crate) fn with_memory(mut self, memory: Arc<Vec<u8>>) -> Self {
+        self.memory = memory;
+        self
+    }
+
+    /// Lets the background pass from now on.
+    pub(crate) fn open(&self) {
+        *self.background.lock().expect("no test panics in here") = true;
+        self.opened.notify_all();
+    }
+}
+
+impl PageSource for Source {
+    fn pieces(&self) -> &[PageRun] {
+        &self.pieces
+    }
+
+    fn read(
+        &self,
+        pieces: Range<usize>,
+        lay: &mut dyn FnMut(PageRun, &[u8]),
+    ) -> Result<(), String> {
+        if pieces.len() > 1 {
+            let passed = self.background.lock().expect("no test panics in here");
+            let passed = self.opened.wait_while(passed, |open| !*open);
+            drop(passed.expect("no test panics in here"));
+        }
+        (self.meddle)(pieces.clone())?;
+        for piece in &self.pieces[pieces] {
+            lay(*piece, &self.memory[piece.memory_range()]);
+        }
+        Ok(())
+    }
 }
