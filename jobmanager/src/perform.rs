@@ -3,9 +3,11 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use tidemill_coordination::{Connection, Leading, Registry, WriteError};
+use tidemill_core::job::SavepointRequestId;
 use tidemill_core::leader::{Action, Note};
 use tidemill_core::membership::ConnectionId;
 use tidemill_core::{checkpoint, job};
@@ -13,7 +15,7 @@ use tidemill_protocol::control::FromLeader;
 use tidemill_protocol::manifest::CheckpointMetadata;
 use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord};
 use tidemill_protocol::{CheckpointId, JobId};
-use tidemill_storage::{CleanupError, Store};
+use tidemill_storage::{CleanupError, SavepointOf, Store, fault_point};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -145,6 +147,7 @@ impl Performer {
                 }
             }
             Action::SubmissionRejected { job, reason } => {
+                self.delete_submission(job);
                 let (_, replies) = self.submitters.remove(&job).unzip();
                 for reply in replies.unwrap_or_default() {
                     let reason = reason.clone();
@@ -169,10 +172,12 @@ impl Performer {
                 obsolete,
                 retained,
             } => self.delete(job, obsolete, retained),
-            Action::WriteSavepoint { id, record, .. } => self.spawn(record.id, move |_| async move {
-                let result = Err("savepoints are not wired yet".to_owned());
-                Some(job::Event::SavepointCopied { id, result })
-            }),
+            Action::WriteSavepoint {
+                id,
+                directory,
+                record,
+                metadata,
+            } => self.write_savepoint(id, directory, record, metadata),
             Action::DeleteJobObjects { job, kept } => self.delete_job_objects(job, kept),
             Action::ForgetJob { job } => self.forget_job(job),
             Action::Note(note) => log(&note),
@@ -222,8 +227,12 @@ impl Performer {
     fn write_metadata(&self, metadata: CheckpointMetadata) {
         let (job, checkpoint) = (metadata.job, metadata.checkpoint);
         self.spawn(job, |hands| async move {
+            fault_point("publish.before-metadata");
             let event = match hands.store.write_metadata(&metadata).await {
-                Ok(object) => checkpoint::Event::MetadataWritten { checkpoint, object },
+                Ok(object) => {
+                    fault_point("publish.metadata-written");
+                    checkpoint::Event::MetadataWritten { checkpoint, object }
+                }
                 Err(error) => checkpoint::Event::MetadataFailed {
                     checkpoint,
                     reason: error_chain(&error),
@@ -237,7 +246,10 @@ impl Performer {
         self.spawn(job, |hands| async move {
             let written = hands.publish(job, checkpoint, &pointers).await;
             let event = match written {
-                Ok(()) => checkpoint::Event::Published { checkpoint },
+                Ok(()) => {
+                    fault_point("publish.pointer-written");
+                    checkpoint::Event::Published { checkpoint }
+                }
                 Err(WriteError::Unknown { .. }) => checkpoint::Event::PublishUnknown { checkpoint },
                 Err(error) if hands.is_fenced(&error) => return None,
                 Err(error) => checkpoint::Event::PublishRefused {
@@ -277,6 +289,51 @@ impl Performer {
                     reason: error_chain(&error),
                 },
             })
+        });
+    }
+
+    fn write_savepoint(
+        &self,
+        id: SavepointRequestId,
+        directory: String,
+        record: JobRecord,
+        metadata: CheckpointMetadata,
+    ) {
+        let job = record.id;
+        self.spawn(job, move |hands| async move {
+            let of = SavepointOf {
+                record: &record,
+                metadata: &metadata,
+                created_at_ms: now_ms(),
+            };
+            let (done, told) = (hands.done.clone(), AtomicU64::new(0));
+            let progress = move |done_bytes: u64, total_bytes: u64| {
+                // Told a hundred times at most, however many objects there are.
+                let percent = done_bytes.saturating_mul(100) / total_bytes.max(1);
+                if told.fetch_max(percent, Ordering::Relaxed) < percent {
+                    let result = job::Event::SavepointProgress {
+                        id,
+                        done_bytes,
+                        total_bytes,
+                    };
+                    // A reign that is over hears nothing.
+                    let _ = done.send(Done::Performed { job, result });
+                }
+            };
+            let written = hands.store.write_savepoint(&directory, of, progress).await;
+            let result = written
+                .map(|summary| summary.bytes)
+                .map_err(|error| error_chain(&error));
+            Some(job::Event::SavepointCopied { id, result })
+        });
+    }
+
+    /// Deletes what was stored of a submission that was refused.
+    pub(crate) fn delete_submission(&mut self, job: JobId) {
+        self.clean_up(job, |hands| async move {
+            if let Err(error) = hands.store.delete_job(job).await {
+                warn!(%job, "what a refused submission stored stays: {}", error_chain(&error));
+            }
         });
     }
 
@@ -479,6 +536,11 @@ impl Hands {
         }
         Ok(())
     }
+}
+
+fn now_ms() -> u64 {
+    let now = SystemTime::now().duration_since(UNIX_EPOCH);
+    u64::try_from(now.unwrap_or_default().as_millis()).unwrap_or(u64::MAX)
 }
 
 fn log(note: &Note) {

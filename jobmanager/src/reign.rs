@@ -1,6 +1,9 @@
 //! One reign: everything that lives from the moment a JobManager leads until it steps down. Facts go to the
 //! [`Leader`], which decides; [`Performer`] carries out. It never asks whether it still leads: the driver does.
 
+mod begin;
+mod savepoints;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::Arc;
@@ -19,11 +22,11 @@ use tidemill_protocol::{ExecutionGraph, Incarnation, JobId, TaskManagerId};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use self::begin::{Stored, check_and_store};
+use self::savepoints::Question;
 use crate::answers::{self, View};
-use crate::error_chain;
 use crate::handle::{
-    CancelError, LogQuery, QueryError, Reply, Request, SavepointError, SavepointStatus,
-    StoredSavepointError, SubmitError, SubmitOptions,
+    CancelError, LogQuery, QueryError, Reply, Request, SubmitError, SubmitOptions,
 };
 use crate::log_requests::LogRequests;
 use crate::perform::{Connections, Hands, Performer};
@@ -37,6 +40,7 @@ use crate::views::{LogPage, SubmittedView};
 pub(crate) struct Submission {
     record: JobRecord,
     graph: ExecutionGraph,
+    pointers: CheckpointPointers,
     output_directories: BTreeSet<PathBuf>,
     warnings: Vec<String>,
     reply: Reply<Result<SubmittedView, SubmitError>>,
@@ -261,19 +265,20 @@ impl Reign {
             }
             Request::Nodes(reply) => drop(reply.send(view.nodes())),
             Request::JobManagers(reply) => drop(reply.send(standing.job_managers())),
-            Request::TriggerSavepoint { job, reply, .. } => {
-                drop(reply.send(self.no_savepoint(job)))
-            }
+            Request::TriggerSavepoint {
+                job,
+                id,
+                directory,
+                stop,
+                reply,
+            } => drop(reply.send(self.on_savepoint(job, id, directory, stop))),
             Request::SavepointStatus(job, id, reply) => {
-                drop(reply.send(Err(SavepointError::UnknownRequest { job, id })));
+                drop(reply.send(self.savepoint_status(job, id)));
             }
-            Request::Savepoints(reply) => drop(reply.send(Ok(Vec::new()))),
-            Request::Savepoint(path, reply) | Request::VerifySavepoint(path, reply) => {
-                drop(reply.send(Err(StoredSavepointError::Missing(path))));
-            }
-            Request::DeleteSavepoint(path, reply) => {
-                drop(reply.send(Err(StoredSavepointError::Missing(path))));
-            }
+            Request::Savepoints(reply) => self.list_savepoints(reply),
+            Request::Savepoint(path, reply) => self.on_stored(Question::Show, path, reply),
+            Request::VerifySavepoint(path, reply) => self.on_stored(Question::Verify, path, reply),
+            Request::DeleteSavepoint(path, reply) => self.delete_savepoint(path, reply),
             // What every JobManager answers, leader or not, it answers elsewhere.
             Request::Metrics(_) | Request::Health(_) => {}
         }
@@ -293,14 +298,6 @@ impl Reign {
             registry: standing.registry,
             announced,
         }
-    }
-
-    fn no_savepoint(&self, job: JobId) -> Result<SavepointStatus, SavepointError> {
-        if self.leader.job(job).is_none() {
-            return Err(SavepointError::UnknownJob(job));
-        }
-        let reason = "savepoints are not wired yet".to_owned();
-        Err(SavepointError::Refused { job, reason })
     }
 
     fn on_logs(&mut self, job: JobId, query: &LogQuery, reply: Reply<Result<LogPage, QueryError>>) {
@@ -346,7 +343,11 @@ impl Reign {
         tokio::spawn(async move {
             let stored = check_and_store(&process, &hands, wasm, options, submitted_at_ms);
             let stored = hands.over.run_until_cancelled(stored).await;
-            let (record, checked) = match stored {
+            let Stored {
+                record,
+                checked,
+                pointers,
+            } = match stored {
                 Some(Ok(stored)) => stored,
                 Some(Err(refused)) => return drop(reply.send(Err(refused))),
                 None => return drop(reply.send(Err(SubmitError::Unavailable(crate::Unavailable)))),
@@ -354,6 +355,7 @@ impl Reign {
             let submission = Submission {
                 record,
                 graph: checked.execution,
+                pointers,
                 output_directories: checked.output_directories,
                 warnings: checked.warnings,
                 reply,
@@ -371,6 +373,7 @@ impl Reign {
         let Submission {
             record,
             graph,
+            pointers,
             output_directories,
             warnings,
             reply,
@@ -387,13 +390,14 @@ impl Reign {
             return self.performer.expect_submission(record.id, view, reply);
         }
         if let Some(in_use) = self.output_in_use(&output_directories) {
+            self.performer.delete_submission(record.id);
             return drop(reply.send(Err(in_use)));
         }
         self.performer.expect_submission(record.id, view, reply);
         self.tell(Event::JobSubmitted {
             record,
             graph,
-            pointers: CheckpointPointers::default(),
+            pointers,
         });
     }
 
@@ -441,48 +445,4 @@ impl Reign {
                 })
             })
     }
-}
-
-/// Checks a submission, stores its module and its graph, and makes the record that names them.
-async fn check_and_store(
-    process: &Process,
-    hands: &Hands,
-    wasm: Bytes,
-    options: SubmitOptions,
-    submitted_at_ms: u64,
-) -> Result<(JobRecord, submission::CheckedSubmission), SubmitError> {
-    let parameters = options.parameters.clone();
-    let id = options.id.unwrap_or_else(|| JobId(rand::random()));
-    let (engine, config) = (process.engine.clone(), Arc::clone(&process.config));
-    let checked =
-        tokio::task::spawn_blocking(move || submission::check(&engine, &config, &wasm, options));
-    let checked = match checked.await {
-        Ok(checked) => checked?,
-        Err(panic) => {
-            let reason = format!("the check of the submission failed: {panic}");
-            return Err(SubmitError::Module { reason });
-        }
-    };
-    let failed = |error: &dyn std::error::Error| SubmitError::Storage {
-        reason: error_chain(error),
-    };
-    let module = hands.store.put_module(checked.module.clone()).await;
-    let module = module.map_err(|error| failed(&error))?;
-    let graph = hands.store.put_graph(id, checked.encoded_graph()).await;
-    let graph = graph.map_err(|error| failed(&error))?;
-    let record = JobRecord {
-        id,
-        name: checked.name.clone(),
-        module,
-        graph,
-        graph_hash: tidemill_abi::graph_hash(&checked.graph),
-        parameters,
-        options: checked.options.clone(),
-        submitted_at_ms,
-        state: tidemill_protocol::record::JobState::Active,
-        restarts: 0,
-        began_from: None,
-        ended_at_ms: None,
-    };
-    Ok((record, checked))
 }

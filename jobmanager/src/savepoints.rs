@@ -1,40 +1,12 @@
 //! Savepoints as users ask for them and see them. It decides nothing: wishes go to the leader, and whatever is in the store
 //! is the store's to read.
 
+use tidemill_protocol::JobId;
 use tidemill_protocol::manifest::Savepoint;
-use tidemill_protocol::{CheckpointId, JobId};
 
-pub use tidemill_core::job::{SavepointRequestId, SavepointStep};
+pub use tidemill_core::job::{SavepointRequestId, SavepointStatus, SavepointStep};
 
 use crate::handle::Unavailable;
-
-/// How a wish for a savepoint stands.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum SavepointStatus {
-    /// It is being taken.
-    InProgress {
-        /// What is being done.
-        step: SavepointStep,
-        /// Bytes copied.
-        done_bytes: u64,
-        /// Bytes to copy; 0 as long as that is not known.
-        total_bytes: u64,
-    },
-    /// It is written; and the job has stopped, if that was wished.
-    Completed {
-        /// Where it is: what can be begun from.
-        path: String,
-        /// Its size.
-        bytes: u64,
-        /// The checkpoint that it is a copy of.
-        checkpoint: CheckpointId,
-    },
-    /// It came to nothing, and the job goes on as if nothing had been wished.
-    Failed {
-        /// Why.
-        reason: String,
-    },
-}
 
 /// A wish for a savepoint that is refused, or not known.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]

@@ -12,6 +12,7 @@ use tidemill_core::membership::ConnectionId;
 use tidemill_protocol::control::{Command, FromLeader, Registration, ToLeader};
 use tidemill_protocol::record::JobManagerRecord;
 use tidemill_protocol::{Epoch, ModuleHash};
+use tidemill_storage::fault_point;
 use tidemill_transport::{
     ConnectionHandle, ControlConnection, ControlReceiver, ControlSender, Endpoint, Incoming,
     Liveness, LivenessListener, LivenessTicket,
@@ -305,6 +306,9 @@ impl Talk {
             while let Some(message) = outbox.recv().await {
                 if let Err(error) = sender.send(&message).await {
                     return error.to_string();
+                }
+                if matches!(message.command, Command::CompleteCheckpoint { .. }) {
+                    fault_point("publish.complete-sent");
                 }
             }
             "this JobManager has closed it".to_owned()
