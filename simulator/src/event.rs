@@ -143,8 +143,8 @@ pub(crate) enum Input {
         image: Option<(Rc<TaskImage>, Chain)>,
         failure: Option<Preparation>,
     },
-    /// A source may emit again.
-    SourceDue { task: TaskKey },
+    /// A source may emit again, a sink has done its work, or barriers are late.
+    TaskDue { task: TaskKey },
     /// A channel of a task has room again.
     Room { task: TaskKey },
     /// What is not known to have been heard is said again.

@@ -45,7 +45,8 @@ pub(crate) struct Stream {
 /// What has arrived of a channel and is not processed.
 #[derive(Debug, Default)]
 pub(crate) struct Incoming {
-    frames: VecDeque<(usize, Frame)>,
+    /// Each with its stream, unless it was put back or comes from an image.
+    frames: VecDeque<(Option<usize>, Frame)>,
 }
 
 impl World {
@@ -180,7 +181,7 @@ impl World {
             .entry(header)
             .or_default()
             .frames
-            .push_back((stream, frame));
+            .push_back((Some(stream), frame));
         let Header { job, attempt, .. } = header;
         self.run_task(
             node,
@@ -204,6 +205,9 @@ impl World {
             .incoming
             .get_mut(&header)?;
         let (stream, frame) = incoming.frames.pop_front()?;
+        let Some(stream) = stream else {
+            return Some(frame);
+        };
         let sender = &mut self.streams[stream];
         sender.unprocessed -= 1;
         if sender.unprocessed + 1 == FRAMES_MAX {
@@ -225,6 +229,27 @@ impl World {
             );
         }
         Some(frame)
+    }
+
+    /// Puts frames in front of whatever else one of a task's inputs has, in this order. They take no room.
+    pub(crate) fn put_first(
+        &mut self,
+        node: Node,
+        task: &Task,
+        index: usize,
+        frames: impl DoubleEndedIterator<Item = Frame>,
+    ) {
+        let TaskKey { job, attempt, .. } = task.key;
+        let header = Header {
+            job,
+            attempt,
+            channel: task.inputs[index],
+        };
+        let task_manager = &mut self.task_managers[node.worker()];
+        let incoming = task_manager.incoming.entry(header).or_default();
+        for frame in frames.rev() {
+            incoming.frames.push_front((None, frame));
+        }
     }
 
     /// A data connection is over on this side: every attempt that used it is reported.

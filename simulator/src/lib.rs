@@ -27,6 +27,7 @@ mod images;
 mod job_manager;
 #[cfg(feature = "mutations")]
 pub mod mutations;
+mod late;
 mod network;
 mod node;
 mod options;

@@ -166,9 +166,10 @@ fn explain(report: &Report, scenario: Option<&Scenario>) {
 
 fn print_totals(totals: &Counts) {
     println!(
-        "  {} jobs ended, {} checkpoints, {} elections, {} take-overs, {} step-downs, {} adoptions, {} recoveries, {} deployments",
+        "  {} jobs ended, {} checkpoints, {} late captures, {} elections, {} take-overs, {} step-downs, {} adoptions, {} recoveries, {} deployments",
         totals.jobs_ended,
         totals.checkpoints,
+        totals.late_captures,
         totals.elections,
         totals.take_overs,
         totals.step_downs,

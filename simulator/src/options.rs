@@ -67,6 +67,8 @@ pub struct JobOptions {
     pub cancelled_per_mille: u32,
     /// How often a job's restarts are limited.
     pub limited_restarts_per_mille: u32,
+    /// How often a job's sinks are so slow that channels fill and barriers come late.
+    pub slow_sinks_per_mille: u32,
 }
 
 /// Everything that a seed draws.
@@ -140,6 +142,7 @@ impl Options {
                 checkpoint_interval_us: SECOND,
                 cancelled_per_mille: 0,
                 limited_restarts_per_mille: 0,
+                slow_sinks_per_mille: 0,
             },
             idle_timeout_us: 3 * SECOND,
             end_of_file_max_us: 50 * MILLISECOND,
@@ -169,6 +172,7 @@ impl Options {
             checkpoint_interval_us: random.between(300, 3_000) * MILLISECOND,
             cancelled_per_mille: if random.chance(400) { 300 } else { 0 },
             limited_restarts_per_mille: if random.chance(150) { 300 } else { 0 },
+            slow_sinks_per_mille: if random.chance(400) { 700 } else { 0 },
         };
         options.drift_max_ppm = *random.pick(&[0, 200, 5_000, 20_000]).unwrap_or(&0);
         options.end_of_file_max_us = random.between(1, 800) * MILLISECOND;

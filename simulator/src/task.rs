@@ -3,6 +3,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
+use std::time::Duration;
 
 use tidemill_core::worker::CheckpointWord;
 use tidemill_core::{Alignment, AlignmentAction};
@@ -13,6 +14,7 @@ use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{AttemptId, ChannelId, CheckpointId, ExecutionGraph, JobId, TaskId};
 
 use crate::event::{Event, Input};
+use crate::late::Late;
 use crate::images::{Chain, Page, Pages};
 use crate::node::Node;
 use crate::workload::JobSpec;
@@ -55,6 +57,8 @@ pub(crate) struct TaskImage {
     pub(crate) counts: BTreeMap<u32, u32>,
     pub(crate) ended: Vec<ChannelId>,
     pub(crate) pending: Vec<Transaction>,
+    /// What was recorded of channels whose barriers came late.
+    pub(crate) recorded: Vec<(ChannelId, Frame)>,
 }
 
 /// A running task.
@@ -70,9 +74,13 @@ pub(crate) struct Task {
     buffer: Vec<Written>,
     pub(crate) inputs: Vec<ChannelId>,
     pub(crate) outputs: Vec<usize>,
-    alignment: Alignment,
+    pub(crate) alignment: Alignment,
+    /// What waits for late barriers.
+    pub(crate) late: Late,
     /// Which input is looked at first next time.
     turn: usize,
+    /// It works on its last frame until then.
+    busy_until_us: u64,
     pub(crate) uploading: bool,
     /// What later captures build upon.
     pub(crate) chain: Chain,
@@ -94,7 +102,8 @@ impl Task {
     ) -> Self {
         let inputs: Vec<ChannelId> = graph.incoming(key.task).map(|channel| channel.id).collect();
         Self {
-            alignment: Alignment::new(inputs.len(), [].into_iter()),
+            alignment: Alignment::new(inputs.len(), [].into_iter(), None),
+            late: Late::new(inputs.len()),
             key,
             graph,
             spec,
@@ -105,6 +114,7 @@ impl Task {
             inputs,
             outputs: Vec::new(),
             turn: 0,
+            busy_until_us: 0,
             uploading: false,
             chain: Chain::default(),
             captured: Pages::new(),
@@ -118,7 +128,7 @@ impl Task {
         self.key.task.stage == 0
     }
 
-    fn is_sink(&self) -> bool {
+    pub(crate) fn is_sink(&self) -> bool {
         self.key.task.stage as usize + 1 == self.spec.stages
     }
 
@@ -153,7 +163,10 @@ impl World {
             .zip(&task.inputs)
             .filter(|(_, channel)| task.state.ended.contains(channel));
         let ended: Vec<usize> = ended.map(|(index, _)| index).collect();
-        task.alignment = Alignment::new(task.inputs.len(), ended.into_iter());
+        let timeout_ms = task.spec.options.aligned_checkpoint_timeout_ms;
+        let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
+        task.alignment = Alignment::new(task.inputs.len(), ended.into_iter(), timeout);
+        self.bring_back(node, &mut task);
         task.running = true;
         let timings = DeployTimings::default();
         self.task_changed(node, key, TaskState::Running { timings });
@@ -197,7 +210,9 @@ impl World {
     ) {
         let now = self.local(node);
         let actions = match word {
-            CheckpointWord::Announce { .. } => task.alignment.announced(now, checkpoint),
+            CheckpointWord::Announce { then_pause } => {
+                task.alignment.announced(now, checkpoint, then_pause)
+            }
             CheckpointWord::Abort => task.alignment.aborted(now, checkpoint),
             CheckpointWord::Complete => {
                 self.commit(task, checkpoint);
@@ -229,12 +244,26 @@ impl World {
         }
     }
 
-    fn aligned(&mut self, node: Node, task: &mut Task, actions: &[AlignmentAction]) {
+    pub(crate) fn aligned(&mut self, node: Node, task: &mut Task, actions: &[AlignmentAction]) {
         for action in actions {
             match *action {
-                AlignmentAction::Capture { checkpoint, .. } => self.capture(node, task, checkpoint),
+                AlignmentAction::Capture { checkpoint, .. } => {
+                    if let Some(image) = self.capture(node, task, checkpoint) {
+                        self.upload(node, task, checkpoint, image);
+                    }
+                }
+                AlignmentAction::CaptureAndRecord { checkpoint, .. } => {
+                    self.counts.late_captures += 1;
+                    task.late.held = self.capture(node, task, checkpoint);
+                }
+                AlignmentAction::Recorded { checkpoint } => {
+                    if let Some(image) = task.late.held.take() {
+                        self.upload(node, task, checkpoint, image);
+                    }
+                }
                 AlignmentAction::Cancelled { checkpoint } => {
-                    self.decline(node, task.key, checkpoint)
+                    task.late.held = None;
+                    self.decline(node, task.key, checkpoint);
                 }
             }
         }
@@ -255,7 +284,13 @@ impl World {
         );
     }
 
-    fn capture(&mut self, node: Node, task: &mut Task, checkpoint: CheckpointId) {
+    /// The task's image, unless an earlier one is still on its way.
+    fn capture(
+        &mut self,
+        node: Node,
+        task: &mut Task,
+        checkpoint: CheckpointId,
+    ) -> Option<TaskImage> {
         if task.is_sink() {
             self.last_transaction += 1;
             let records = Rc::new(std::mem::take(&mut task.buffer));
@@ -269,7 +304,8 @@ impl World {
             self.emit_to_all(node, task, &Frame::Barrier(checkpoint));
         }
         if task.uploading {
-            return self.decline(node, task.key, checkpoint);
+            self.decline(node, task.key, checkpoint);
+            return None;
         }
         let ended = |(index, _): &(usize, &ChannelId)| task.alignment.ended(*index);
         let channels = (0..)
@@ -277,8 +313,7 @@ impl World {
             .filter(ended)
             .map(|(_, channel)| *channel);
         task.state.ended = channels.collect();
-        let image = task.state.clone();
-        self.upload(node, task, checkpoint, image);
+        Some(task.state.clone())
     }
 
     /// A capture is stored, or not.
@@ -327,11 +362,18 @@ impl World {
         let Some(mut task) = self.take_task(node, key) else {
             return;
         };
-        while task.running && !task.state.finished && self.has_room(&task) {
-            if !self.task_step(node, &mut task) {
+        loop {
+            self.see_to_late_barriers(node, &mut task);
+            let works = task.running
+                && !task.state.finished
+                && !task.alignment.is_paused()
+                && task.busy_until_us <= self.now_us
+                && self.has_room(&task);
+            if !works || !self.task_step(node, &mut task) {
                 break;
             }
         }
+        self.wake_when_late(node, &mut task);
         self.put_task(node, task);
     }
 
@@ -342,7 +384,7 @@ impl World {
             if task.alignment.is_blocked(index) {
                 continue;
             }
-            if let Some(frame) = self.take_frame(node, task, index) {
+            if let Some(frame) = self.next_frame(node, task, index) {
                 task.turn = index + 1;
                 self.frame(node, task, index, frame);
                 return true;
@@ -361,7 +403,10 @@ impl World {
     fn frame(&mut self, node: Node, task: &mut Task, index: usize, frame: Frame) {
         let now = self.local(node);
         match frame {
-            Frame::Data(records) => self.process(node, task, &records),
+            Frame::Data(records) => {
+                self.process(node, task, &records);
+                self.work_on(node, task);
+            }
             Frame::Barrier(checkpoint) => {
                 let actions = task.alignment.barrier(now, index, checkpoint);
                 self.aligned(node, task, &actions);
@@ -373,6 +418,17 @@ impl World {
                 self.aligned(node, task, &actions);
             }
         }
+    }
+
+    /// A slow sink does nothing else for a while.
+    fn work_on(&mut self, node: Node, task: &mut Task) {
+        if task.spec.slow_us == 0 || !task.is_sink() {
+            return;
+        }
+        task.busy_until_us = self.now_us + task.spec.slow_us;
+        let life = self.processes[node.0].life;
+        let input = Input::TaskDue { task: task.key };
+        self.schedule(task.busy_until_us, Event::Process { node, life, input });
     }
 
     fn process(&mut self, node: Node, task: &mut Task, records: &[Written]) {
@@ -412,7 +468,7 @@ impl World {
         self.emit(node, task, &batch);
         task.emits_at_us = self.now_us + task.spec.interval_us;
         let life = self.processes[node.0].life;
-        let input = Input::SourceDue { task: task.key };
+        let input = Input::TaskDue { task: task.key };
         self.schedule(task.emits_at_us, Event::Process { node, life, input });
         true
     }

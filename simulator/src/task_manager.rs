@@ -131,7 +131,7 @@ impl World {
                 None => self.start_task(node, task, image),
                 Some(failure) => self.preparation_failed(node, task, failure),
             },
-            Input::SourceDue { task } | Input::Room { task } => self.run_task(node, task),
+            Input::TaskDue { task } | Input::Room { task } => self.run_task(node, task),
             Input::Repeat => self.repeat_broken(node),
             Input::TaskPanics { task } => {
                 self.task_fails(node, task, Blame::Job, "it panicked at record 1000");

@@ -12,10 +12,12 @@ use tidemill_protocol::{
 
 use crate::options::Options;
 use crate::random::Random;
-use crate::time::MILLISECOND;
+use crate::time::{MILLISECOND, SECOND};
 
 /// Keys of a job, or of each source task of a job without exchange.
 pub(crate) const KEYS: u32 = 7;
+
+const MINUTE: u64 = 60 * SECOND;
 
 /// One job.
 #[derive(Clone, Debug)]
@@ -30,6 +32,8 @@ pub(crate) struct JobSpec {
     pub(crate) batch: u32,
     /// And how often it does.
     pub(crate) interval_us: u64,
+    /// How long a sink works on a frame, while more of them wait; 0 takes no time.
+    pub(crate) slow_us: u64,
     pub(crate) options: JobOptions,
 }
 
@@ -43,6 +47,7 @@ impl JobSpec {
             routing: Routing::AllToAll,
             batch: 4,
             interval_us: 200 * MILLISECOND,
+            slow_us: 0,
             options: JobOptions {
                 parallelism: 3,
                 max_parallelism: 128,
@@ -84,6 +89,7 @@ impl JobSpec {
         spec.batch = random.between(1, 6) as u32;
         spec.interval_us = random.between(50, 400) * MILLISECOND;
         spec.options.checkpoint_timeout_ms = random.between(1_000, 10_000);
+        spec.draw_lateness(jobs.slow_sinks_per_mille, random);
         spec.options.retained_checkpoints = random.between(1, 3) as u32;
         let tolerates_failures = options.restarts_nothing || random.chance(600);
         if !tolerates_failures {
@@ -106,6 +112,21 @@ impl JobSpec {
             },
         };
         spec
+    }
+
+    /// Whether barriers come late, and how long they are waited for.
+    fn draw_lateness(&mut self, slow_sinks_per_mille: u32, random: &mut Random) {
+        let is_slow = random.chance(slow_sinks_per_mille);
+        if is_slow {
+            // So that all of it would take one sink a minute at most.
+            let most_us = (MINUTE * u64::from(self.batch) / u64::from(self.records)).min(SECOND);
+            self.slow_us = random.between(most_us / 4, most_us);
+        }
+        // Checkpoints behind a slow sink that waited for every barrier would never complete.
+        if is_slow || random.chance(500) {
+            let most_ms = self.options.checkpoint_timeout_ms / 3;
+            self.options.aligned_checkpoint_timeout_ms = random.between(20, most_ms);
+        }
     }
 
     pub(crate) fn may_fail(&self) -> bool {

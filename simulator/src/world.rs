@@ -68,6 +68,8 @@ pub struct Counts {
     pub deployments: u64,
     /// Checkpoints published.
     pub checkpoints: u64,
+    /// Tasks that were captured before every barrier had come.
+    pub late_captures: u64,
     /// Jobs that finished, were cancelled, or failed as they may.
     pub jobs_ended: u64,
     /// Sessions that ended without the process.
@@ -97,6 +99,7 @@ impl Counts {
         self.recoveries += other.recoveries;
         self.deployments += other.deployments;
         self.checkpoints += other.checkpoints;
+        self.late_captures += other.late_captures;
         self.jobs_ended += other.jobs_ended;
         self.sessions_lost += other.sessions_lost;
         self.fenced += other.fenced;

@@ -16,6 +16,8 @@
 //! | [`Mutation::EndedJobLoaded`] | a job that has ended runs again under the next leader | its stored state |
 //! | [`Mutation::OlderCheckpointRestored`] | a recovery goes back to the checkpoint before the last | the last one counts |
 //! | [`Mutation::RecoveryOvertakesPublication`] | a recovery starts while a pointer's write is in doubt | it waits for the outcome |
+//! | [`Mutation::LateBarrierForgotten`] | a recording ends with the first late barrier | it waits for each |
+//! | [`Mutation::RecordedFramesLost`] | what was recorded of channels is not brought back with the image | it comes first on its channels |
 
 #[cfg(feature = "mutations")]
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -48,11 +50,15 @@ pub enum Mutation {
     OlderCheckpointRestored,
     /// A recovery starts while a pointer's write is in doubt.
     RecoveryOvertakesPublication,
+    /// A recording ends with the first late barrier.
+    LateBarrierForgotten,
+    /// What was recorded of channels is not brought back with the image.
+    RecordedFramesLost,
 }
 
 impl Mutation {
     /// Every one.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 14] = [
         Self::OldEpochObeyed,
         Self::OldAttemptDeployed,
         Self::DeadlineIgnored,
@@ -65,6 +71,8 @@ impl Mutation {
         Self::EndedJobLoaded,
         Self::OlderCheckpointRestored,
         Self::RecoveryOvertakesPublication,
+        Self::LateBarrierForgotten,
+        Self::RecordedFramesLost,
     ];
 }
 
