@@ -2,7 +2,6 @@
 //! repeated and may stop half-way. It never deletes a key that it cannot read, nor one that a retained checkpoint needs.
 
 use std::collections::BTreeSet;
-use std::{fs, io};
 
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
@@ -10,6 +9,7 @@ use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{CheckpointId, JobId};
 
 use crate::error::RequestError;
+use crate::fault::fault_point;
 use crate::store::path;
 use crate::{CleanupError, Store, keys};
 
@@ -33,7 +33,9 @@ impl Store {
     /// When the store fails; it may be repeated.
     pub async fn delete_job(&self, job: JobId) -> Result<(), CleanupError> {
         self.delete_below(&keys::checkpoints(job)).await?;
-        self.delete_below(&keys::job(job)).await
+        self.delete_below(&keys::job(job)).await?;
+        fault_point("delete.done");
+        Ok(())
     }
 
     /// Every checkpoint of a job that left anything in the store, complete or not, oldest first.
@@ -58,7 +60,8 @@ impl Store {
     }
 
     /// Deletes what the checkpoints up to `up_to` have written and no retained one is made of, and says which checkpoints
-    /// are gone without a trace. The caller knows that none of them is in flight any more; whatever is newer, also a newer
+    /// are gone without a trace. Stopped between any two steps, it leaves every retained checkpoint whole, and what it has not
+    /// come to for the next time. The caller knows that none of them is in flight any more; whatever is newer, also a newer
     /// leader's, may be, even if it began this instant.
     ///
     /// A task's next capture builds on its newest one. That is safe: the newest capture belongs to a checkpoint that is
@@ -94,6 +97,7 @@ impl Store {
                 .await
                 .map_err(|error| error.cleaning(&prefix))?;
         }
+        fault_point("delete.done");
         Ok(orphans)
     }
 
@@ -105,24 +109,7 @@ impl Store {
 
     async fn try_delete_below(&self, prefix: &str) -> Result<(), RequestError> {
         self.delete_except(prefix, &BTreeSet::new()).await?;
-        // Where objects are files, an upload that a crash cut off is a file which listing does not show, and an empty
-        // directory is left.
-        let Some(directory) = self.directory().map(|root| root.join(prefix)) else {
-            return Ok(());
-        };
-        let removed = tokio::task::spawn_blocking(move || match fs::remove_dir_all(directory) {
-            Err(error) if error.kind() != io::ErrorKind::NotFound => Err(error),
-            _ => Ok(()),
-        });
-        self.request(async {
-            removed
-                .await?
-                .map_err(|source| object_store::Error::Generic {
-                    store: "directory",
-                    source: source.into(),
-                })
-        })
-        .await
+        self.delete_directory(prefix).await
     }
 
     /// Deletes the objects below a prefix but for these.
@@ -131,12 +118,14 @@ impl Store {
         prefix: &str,
         needed: &BTreeSet<String>,
     ) -> Result<(), RequestError> {
+        self.delete_cut_off_uploads(prefix, None).await?;
         let below = path(prefix)?;
         let listed = self.objects().list(Some(&below));
         let mut found: Vec<Path> = self
             .request(listed.map_ok(|object| object.location).try_collect())
             .await?;
         found.retain(|location| !needed.contains(location.as_ref()));
+        fault_point("delete.listed");
         let mut deleted = self
             .objects()
             .delete_stream(futures::stream::iter(found).map(Ok).boxed());
@@ -145,7 +134,11 @@ impl Store {
                 Ok(_) | Err(object_store::Error::NotFound { .. }) => {}
                 Err(error) => return Err(error.into()),
             }
+            fault_point("delete.between-objects");
         }
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -236,6 +236,82 @@ pub enum CleanupError {
     },
 }
 
+/// A savepoint cannot be written, read or deleted.
+#[derive(Debug, thiserror::Error)]
+pub enum SavepointError {
+    /// The name cannot be a place.
+    #[error(
+        "`{path}` names no place for a savepoint ({reason}): give a path in the cluster's object store, or a URL"
+    )]
+    Malformed {
+        /// As it was given.
+        path: String,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The name is one of the cluster's own.
+    #[error("`{path}` is where the cluster keeps objects of its own: name another place")]
+    Reserved {
+        /// As it was given.
+        path: String,
+    },
+    /// There is nothing.
+    #[error(
+        "there is no savepoint at `{path}`, nor a retained checkpoint: `tidemill savepoint list` shows those that there are"
+    )]
+    NotThere {
+        /// Its name.
+        path: String,
+    },
+    /// There is a retained checkpoint.
+    #[error(
+        "at `{path}` there is a retained checkpoint and no savepoint: a job can begin from it, and it goes with its job"
+    )]
+    NotASavepoint {
+        /// Its name.
+        path: String,
+    },
+    /// Its writing or its deletion was begun and not ended.
+    #[error(
+        "the savepoint at `{path}` is incomplete, since its writing or its deletion was not ended: use another one; \
+         `tidemill savepoint delete` removes what is left of it"
+    )]
+    Incomplete {
+        /// Its name.
+        path: String,
+    },
+    /// There is another one.
+    #[error(
+        "at `{path}` there is a savepoint already, and none is ever overwritten: name another place"
+    )]
+    Taken {
+        /// Its name.
+        path: String,
+    },
+    /// An object disappeared before the savepoint was complete.
+    #[error(
+        "`{key}` disappeared from the savepoint at `{path}` while that was written: write it again"
+    )]
+    Vanished {
+        /// The savepoint.
+        path: String,
+        /// The object, relative to it.
+        key: String,
+    },
+    /// The store that is named cannot be opened.
+    #[error(transparent)]
+    Open(#[from] OpenError),
+    /// An object cannot be read.
+    #[error(transparent)]
+    Read(#[from] ReadError),
+    /// An object cannot be written.
+    #[error(transparent)]
+    Write(#[from] WriteError),
+    /// Objects cannot be listed or deleted.
+    #[error(transparent)]
+    Cleanup(#[from] CleanupError),
+}
+
 /// Why a request to the store came to nothing; each operation says the rest.
 #[derive(Debug)]
 pub(crate) enum RequestError {

@@ -3,6 +3,27 @@
 
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 
+/// The last part of [`metadata`].
+pub(crate) const METADATA: &str = "metadata";
+
+/// Below a savepoint's directory: what makes it exist. Written last, and deleted first.
+pub(crate) const SAVEPOINT: &str = "savepoint";
+
+/// Below a savepoint's directory: the module. Written first, and deleted last: where it is, a savepoint is, or was begun.
+pub(crate) const SAVEPOINT_MODULE: &str = "module";
+
+/// Below a savepoint's directory: the graph.
+pub(crate) const SAVEPOINT_GRAPH: &str = "graph";
+
+/// Below a savepoint's directory: the prefix of its segments.
+pub(crate) const SAVEPOINT_SEGMENTS: &str = "segments";
+
+/// The prefix of all modules.
+pub(crate) const MODULES: &str = "modules";
+
+/// The prefix of all jobs.
+pub(crate) const JOBS: &str = "jobs";
+
 /// `modules/<hash>`: a prepared module, addressed by its content.
 #[must_use]
 pub fn module(hash: &ModuleHash) -> String {
@@ -39,7 +60,7 @@ pub fn checkpoint(job: JobId, checkpoint: CheckpointId) -> String {
 /// `checkpoints/<job>/<checkpoint>/metadata`: the object that the registry's pointer names.
 #[must_use]
 pub fn metadata(job: JobId, id: CheckpointId) -> String {
-    format!("{}/metadata", checkpoint(job, id))
+    format!("{}/{METADATA}", checkpoint(job, id))
 }
 
 /// `checkpoints/<job>/<checkpoint>/<stage>-<subtask>-<attempt>.segment`: the blocks of one capture.
@@ -81,6 +102,52 @@ pub fn checkpoint_of(job: JobId, key: &str) -> Option<CheckpointId> {
         padded.then(|| digits.parse().ok())?
     };
     Some(CheckpointId::new(Epoch(number(epoch)?), number(counter)?))
+}
+
+/// `checkpoints/<job>/<checkpoint>/<hash>.segment`: a segment that a job began with.
+#[must_use]
+pub(crate) fn imported_segment(job: JobId, id: CheckpointId, hash: &[u8; 32]) -> String {
+    format!("{}/{}.segment", checkpoint(job, id), ModuleHash(*hash))
+}
+
+/// `segments/<hash>.segment`, below a savepoint's directory. Named by its content, so that copying it again changes nothing.
+#[must_use]
+pub(crate) fn savepoint_segment(hash: &[u8; 32]) -> String {
+    format!("{SAVEPOINT_SEGMENTS}/{}.segment", ModuleHash(*hash))
+}
+
+/// `<stage>-<subtask>-<checkpoint>.manifest`, below a savepoint's directory.
+#[must_use]
+pub(crate) fn savepoint_manifest(task: TaskId, id: CheckpointId) -> String {
+    format!(
+        "{:010}-{:010}-{:020}-{:020}.manifest",
+        task.stage, task.subtask, id.epoch.0, id.counter
+    )
+}
+
+/// Whether a key below a savepoint's directory is one of a savepoint's.
+#[must_use]
+pub(crate) fn is_of_savepoint(relative: &str) -> bool {
+    let is_segment = || {
+        let name = relative.strip_prefix(SAVEPOINT_SEGMENTS)?;
+        name.strip_prefix('/')?.strip_suffix(".segment")
+    };
+    matches!(relative, SAVEPOINT | SAVEPOINT_MODULE | SAVEPOINT_GRAPH)
+        || relative.ends_with(".manifest") && !relative.contains('/')
+        || is_segment().is_some_and(|name| !name.contains('/'))
+}
+
+/// The directory of the savepoint that this object marks; `None` for every object that marks none.
+#[must_use]
+pub(crate) fn marked_savepoint(key: &str) -> Option<&str> {
+    let (directory, name) = key.rsplit_once('/')?;
+    matches!(name, SAVEPOINT | SAVEPOINT_MODULE).then_some(directory)
+}
+
+/// Whether everything below this first part of a key is the cluster's own.
+#[must_use]
+pub(crate) fn is_reserved(first: &str) -> bool {
+    matches!(first, "checkpoints" | JOBS | MODULES)
 }
 
 #[cfg(test)]

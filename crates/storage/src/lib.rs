@@ -26,17 +26,22 @@ mod fault;
 mod image_chain;
 pub mod keys;
 mod layout;
+mod leftovers;
 mod links;
 mod location;
 mod manifest_chain;
+#[cfg(test)]
+mod mortal;
 mod read_image;
+mod savepoint;
 mod store;
 mod stored_image;
 mod write_image;
 
-pub use error::{CleanupError, OpenError, ReadError, WriteError};
+pub use error::{CleanupError, OpenError, ReadError, SavepointError, WriteError};
 pub use fault::{armed_fault_point, fault_point};
 pub use image_chain::ImageChain;
+pub use savepoint::{ListedSavepoint, SavepointOf, SavepointSummary, Verification};
 pub use store::Store;
 pub use stored_image::StoredImage;
 pub use write_image::{CaptureId, WrittenImage};

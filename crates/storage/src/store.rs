@@ -91,6 +91,16 @@ impl Store {
         }
     }
 
+    /// A store over a part of this one's objects, which asks as this one does.
+    pub(crate) fn view(&self, objects: Arc<dyn ObjectStore>, directory: Option<PathBuf>) -> Self {
+        Self::over(
+            objects,
+            directory,
+            &self.shared.url,
+            self.shared.request_timeout,
+        )
+    }
+
     /// The URL that it was opened with.
     #[must_use]
     pub fn url(&self) -> &str {
@@ -233,7 +243,7 @@ impl Store {
     }
 
     /// Reads an object. A wrong length is found before anything is allocated.
-    async fn get(&self, key: &str, expected: Option<u64>) -> Result<Bytes, ReadError> {
+    pub(crate) async fn get(&self, key: &str, expected: Option<u64>) -> Result<Bytes, ReadError> {
         let path = path(key).map_err(|error| ReadError::damaged(key, error.to_string()))?;
         self.request(async {
             let found = self.objects().get(&path).await?;

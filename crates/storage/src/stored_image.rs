@@ -158,6 +158,16 @@ impl StoredImage {
         self.opened.layout.changed_since(&older.opened.layout)
     }
 
+    /// What a full manifest of it lists.
+    pub(crate) fn listed(&self) -> (Vec<ObjectRef>, Vec<BlockRef>) {
+        self.opened.layout.clone().compact()
+    }
+
+    /// The segments that hold pages of it.
+    pub(crate) fn live_segments(&self) -> Vec<ObjectRef> {
+        self.listed().0
+    }
+
     /// The requests that bring these pieces.
     fn fetches(&self, pieces: &[PageRun]) -> Vec<Fetch> {
         let layout = &self.opened.layout;

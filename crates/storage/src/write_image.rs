@@ -199,7 +199,10 @@ impl Store {
         Ok(encoder)
     }
 
-    async fn start_upload(&self, key: &str) -> Result<Box<dyn MultipartUpload>, RequestError> {
+    pub(crate) async fn start_upload(
+        &self,
+        key: &str,
+    ) -> Result<Box<dyn MultipartUpload>, RequestError> {
         let path = path(key)?;
         let objects = Arc::clone(self.objects());
         let runtime = Handle::current();

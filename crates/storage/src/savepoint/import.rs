@@ -1,0 +1,55 @@
+//! The beginning of a job from a savepoint or a retained checkpoint: it becomes the new job's own first checkpoint. It
+//! never publishes it, and needs nothing of the savepoint afterwards.
+
+use futures::StreamExt;
+use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
+use tidemill_protocol::{CheckpointId, JobId};
+
+use super::COPIES_MAX;
+use super::copy::{Target, segments_of};
+use super::place::Place;
+use crate::error::SavepointError;
+use crate::fault::fault_point;
+use crate::{Store, keys};
+
+impl Store {
+    /// Copies a savepoint, or a retained checkpoint, below `checkpoints/<job>/<checkpoint>/`; returns its metadata object,
+    /// for the job's first pointer to name. May be repeated.
+    ///
+    /// # Errors
+    /// When there is neither at this place, and when something cannot be read or written. What was written is an orphan
+    /// of this checkpoint then.
+    pub async fn import_savepoint(
+        &self,
+        name: &str,
+        job: JobId,
+        checkpoint: CheckpointId,
+    ) -> Result<(ObjectRef, CheckpointMetadata), SavepointError> {
+        let found = Place::to_read(self, name)?.find().await?;
+        let (place, metadata) = (found.place(), found.metadata());
+        let images = place.open_images(metadata).await?;
+        let segments = segments_of(&images);
+        let key_of = |segment: &ObjectRef| keys::imported_segment(job, checkpoint, &segment.hash);
+        let own = Place::whole(self);
+        let copy = |segment: &ObjectRef| place.copy(segment.clone(), &own, key_of(segment));
+        // Made before they are awaited, so that the future can be sent to another thread.
+        let copies: Vec<_> = segments.values().map(copy).collect();
+        let mut copies = futures::stream::iter(copies).buffer_unordered(COPIES_MAX);
+        while let Some(copied) = copies.next().await {
+            copied?;
+            fault_point("savepoint.between-objects");
+        }
+        drop(copies);
+        let metadata = Target {
+            store: self,
+            job,
+            checkpoint,
+            segment: &key_of,
+            manifest: &|task| keys::manifest(job, task.task, task.attempt, checkpoint),
+        }
+        .write_manifests(metadata, &images)
+        .await?;
+        let object = self.write_metadata(&metadata).await?;
+        Ok((object, metadata))
+    }
+}
