@@ -186,7 +186,8 @@ pub(crate) struct Run {
     /// Begin from a savepoint or a kept checkpoint of the same module: its path in the cluster's store, or its URL
     #[arg(long, value_name = "PATH")]
     pub(crate) from_savepoint: Option<String>,
-    /// Keep the last checkpoint when the job is cancelled, to be started from like a savepoint [default: the cluster's]
+    /// Keep the last checkpoint when the job is cancelled or fails, to be started from like a savepoint [default: the
+    /// cluster's]
     #[arg(long, value_name = "BOOL", num_args = 0..=1, require_equals = true, default_missing_value = "true")]
     pub(crate) retain_on_cancel: Option<bool>,
     /// Keep the last image of each task at hand on a second TaskManager [default: the cluster's]
@@ -260,13 +261,13 @@ pub(crate) struct SavepointWaiting {
 /// What can be done with savepoints that are stored.
 #[derive(Debug, Subcommand)]
 pub(crate) enum StoredSavepoints {
-    /// List the cluster's savepoints, and the checkpoints that cancelled jobs have left
+    /// List the cluster's savepoints, and the checkpoints that cancelled and failed jobs have left
     List,
     /// Show what a savepoint is of
     Show(StoredSavepoint),
     /// Read a whole savepoint and check every byte
     Verify(StoredSavepoint),
-    /// Delete a savepoint, or a checkpoint that a cancelled job has left
+    /// Delete a savepoint, or a checkpoint that an ended job has left
     Delete(StoredSavepoint),
 }
 

@@ -107,7 +107,8 @@ pub struct JobDetail {
     pub tasks_detail: Vec<TaskView>,
     /// The savepoint or retained checkpoint that it began from, as its submitter named it.
     pub began_from: Option<String>,
-    /// Where the checkpoint is that was kept when the job was cancelled: it can be started from, as from a savepoint.
+    /// Where the checkpoint is that was kept when the job was cancelled or failed: a job can be started from there, as from a
+    /// savepoint.
     pub kept_checkpoint: Option<String>,
     /// The last failure of a task, if there was one.
     pub last_failure: Option<FailureView>,
@@ -132,7 +133,7 @@ pub struct OptionsView {
     pub retained_checkpoints: u32,
     /// How long a checkpoint waits for barriers before the records in front of them become part of it; 0: for ever.
     pub aligned_checkpoint_timeout_ms: u64,
-    /// Whether the last checkpoint stays when a user cancels the job.
+    /// Whether the last checkpoint stays when the job is cancelled or fails.
     pub retain_on_cancel: bool,
     /// Whether a second TaskManager keeps each task's last image at hand.
     pub standby: bool,

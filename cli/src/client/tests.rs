@@ -293,3 +293,67 @@ fn a_full_store_is_told_at_once() {
     );
     assert_eq!(asked.join().expect("no panic").len(), 1);
 }
+
+const REQUEST: &str = "00000000000000000000000000000abc";
+
+fn request(status: &str, path: &str) -> String {
+    format!(
+        r#"{{"id":"{REQUEST}","job":"0a","status":"{status}","step":null,"done_bytes":0,"total_bytes":0,"path":{path},"checkpoint":null,"failure":null}}"#
+    )
+}
+
+#[test]
+fn a_savepoint_whose_answer_is_lost_is_asked_for_again_under_the_same_id() {
+    let (base, asked) = serve(vec![
+        String::new(),
+        answer("503 Service Unavailable", "", NO_LEADER),
+        answer("202 Accepted", "", &request("in-progress", "null")),
+    ]);
+    let client = Client::new(&[base], None).expect("a good address");
+    let accepted = client
+        .with(PATIENT)
+        .trigger_savepoint("0a", REQUEST, Some("sp/before upgrade"), true)
+        .expect("the last answer");
+    assert_eq!(accepted.id, REQUEST);
+    for head in asked.join().expect("no panic") {
+        let first = head.lines().next().unwrap_or_default();
+        assert!(
+            first.starts_with("POST /v1/jobs/0a/savepoints?")
+                && first.contains(&format!("id={REQUEST}"))
+                && first.contains("stop=true")
+                && first.contains("upgrade"),
+            "{first}"
+        );
+    }
+}
+
+#[test]
+fn a_request_that_a_new_leader_does_not_know_is_told_by_its_code() {
+    let problem = r#"{"error":{"code":"unknown-request","message":"not known","help":null}}"#;
+    let (base, asked) = serve(vec![answer("404 Not Found", "", problem)]);
+    let client = Client::new(&[base], None).expect("a good address");
+    let failure = client.savepoint_status("0a", REQUEST).unwrap_err();
+    assert_eq!(failure.code(), Some("unknown-request"));
+    assert_eq!(failure.exit, Exit::Refused);
+    let json: serde_json::Value =
+        serde_json::from_str(&failure.rendered(Output::Json)).expect("JSON");
+    assert_eq!(json["error"]["code"], "unknown-request");
+    asked.join().expect("one request");
+}
+
+#[test]
+fn a_savepoint_is_one_segment_of_an_address_whatever_its_path_has() {
+    let deleted = r#"{"path":"file:///sp/größe 1"}"#;
+    let (base, asked) = serve(vec![answer("200 OK", "", deleted)]);
+    let client = Client::new(&[base], Some("secret")).expect("a good address");
+    let answered = client
+        .delete_savepoint("file:///sp/größe 1?x")
+        .expect("an answer");
+    assert_eq!(answered.path, "file:///sp/größe 1");
+    let head = asked.join().expect("no panic").concat();
+    let expected = "DELETE /v1/savepoints/file%3A%2F%2F%2Fsp%2Fgr%C3%B6%C3%9Fe%201%3Fx HTTP/1.1";
+    assert!(
+        head.starts_with(expected) && head.contains("Bearer secret"),
+        "{head}"
+    );
+}

@@ -72,7 +72,7 @@ pub(crate) fn failure(failure: &FailureView) -> String {
     text
 }
 
-/// What can be done with the checkpoint of a cancelled job.
+/// What can be done with the checkpoint that an ended job has left.
 pub(crate) fn kept_checkpoint(path: &str) -> String {
     format!(
         "its last checkpoint is kept: `tidemill run JOB.wasm --from-savepoint {path}` goes on from it, `tidemill savepoint delete {path}` deletes it"

@@ -77,6 +77,7 @@ fn recoveries(job: &JobDetail) -> String {
         "DETECTED",
         "TASKS",
         "FROM",
+        "WITHIN",
         "PLAN",
         "FETCH",
         "RESTORE",
@@ -106,6 +107,9 @@ fn recoveries(job: &JobDetail) -> String {
                 .checkpoint
                 .clone()
                 .unwrap_or_else(|| "the beginning".to_owned()),
+            recovery
+                .detected_within_us
+                .map_or_else(|| "-".to_owned(), units::microseconds),
             plan,
             units::microseconds(longest.fetch_us),
             units::microseconds(longest.restore_us),
@@ -133,7 +137,7 @@ fn options(job: &JobDetail) -> [(&'static str, String); 7] {
         ms => format!("waited for {ms} ms"),
     };
     let kept = match options.retain_on_cancel {
-        true => ", the last stays when the job is cancelled",
+        true => ", the last stays when the job is cancelled or fails",
         false => "",
     };
     let standby = match options.standby {

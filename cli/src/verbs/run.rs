@@ -246,12 +246,16 @@ fn ended(session: &Session, job: &JobDetail) -> Result<Exit, Failure> {
                 (None, Some(message)) => message.clone(),
                 (None, None) => "no reason is known".to_owned(),
             };
+            let kept = match &job.kept_checkpoint {
+                Some(path) => format!("; {}", describe::kept_checkpoint(path)),
+                None => String::new(),
+            };
             Err(Failure::new(
                 Exit::Failed,
                 format!("{} failed{took}: {reason}", summary.name),
             )
             .help(format!(
-                "`tidemill info {0}` and `tidemill logs {0}` tell more",
+                "`tidemill info {0}` and `tidemill logs {0}` tell more{kept}",
                 summary.id
             )))
         }

@@ -26,6 +26,9 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The code of the answer of a leader that has not heard of a request: an earlier one took it.
 const UNKNOWN_REQUEST: &str = "unknown-request";
 
+/// The codes of answers about a place at which none has been written to its end.
+const NOT_WRITTEN: [&str; 2] = ["unknown-savepoint", "savepoint-damaged"];
+
 pub(crate) fn savepoint(session: &Session, options: &Savepoint) -> Result<Exit, Failure> {
     if let Some(stored) = &options.stored {
         return savepoints::stored(session, stored).map(|()| Exit::Success);
@@ -171,8 +174,8 @@ impl Following<'_> {
         if failure.code() != Some(UNKNOWN_REQUEST) {
             return Err(failure);
         }
-        let written = self.client.savepoints()?;
-        let found = newer(&written, &self.job, self.directory.as_deref());
+        let written = self.written_by_now()?;
+        let found = newer(&written, &self.job);
         let (name, verb) = match self.stop {
             true => (&self.job.name, "stop"),
             false => (&self.job.name, "savepoint"),
@@ -202,6 +205,24 @@ impl Following<'_> {
         self.progress
             .note("the JobManager that wrote the savepoint does not lead any more");
         Ok(Ending::Written(self.completed(found)))
+    }
+
+    /// The savepoints that may be the one which was asked for.
+    fn written_by_now(&self) -> Result<Vec<SavepointView>, Failure> {
+        let Some(directory) = &self.directory else {
+            return self.client.savepoints();
+        };
+        match self.client.savepoint(directory) {
+            Ok(savepoint) => Ok(vec![savepoint]),
+            Err(failure)
+                if failure
+                    .code()
+                    .is_some_and(|code| NOT_WRITTEN.contains(&code)) =>
+            {
+                Ok(Vec::new())
+            }
+            Err(failure) => Err(failure),
+        }
     }
 
     /// As the leader would have said that wrote it.
@@ -256,32 +277,18 @@ impl Following<'_> {
     }
 }
 
-/// The savepoint of a job that was taken after a moment, where it was to be.
-fn newer<'s>(
-    written: &'s [SavepointView],
-    job: &JobSummary,
-    directory: Option<&str>,
-) -> Option<&'s SavepointView> {
+/// The savepoint of a job that was taken after the job was in this state.
+fn newer<'s>(written: &'s [SavepointView], job: &JobSummary) -> Option<&'s SavepointView> {
     let before = job.last_checkpoint.as_deref().and_then(epoch_and_counter);
     // A job that has stopped by now was last seen at the savepoint's own checkpoint.
     let has_ended = job.status == JobStatus::Finished;
     let is_meant = |savepoint: &&SavepointView| {
         let taken = epoch_and_counter(&savepoint.checkpoint);
         let is_newer = taken > before || (has_ended && taken == before);
-        let is_there = directory.is_none_or(|directory| is_at(&savepoint.path, directory));
-        savepoint.kind == SavepointKind::Savepoint
-            && savepoint.job == job.id
-            && is_newer
-            && is_there
+        savepoint.kind == SavepointKind::Savepoint && savepoint.job == job.id && is_newer
     };
     let key = |savepoint: &&SavepointView| epoch_and_counter(&savepoint.checkpoint);
     written.iter().filter(is_meant).max_by_key(key)
-}
-
-/// Whether a path in the store is what a user has called so, who may have given a URL of the store.
-fn is_at(path: &str, named: &str) -> bool {
-    let (path, named) = (path.trim_matches('/'), named.trim_matches('/'));
-    path == named || (named.contains("://") && named.ends_with(&format!("/{path}")))
 }
 
 /// `epoch.counter` in the order of numbers.
@@ -341,24 +348,15 @@ mod tests {
             stored("sp/other", "0b", "3.11"),
             stored("sp/mine", "0a", "3.10"),
         ];
-        let found = |job: &JobSummary, directory| {
-            newer(&written, job, directory).map(|savepoint| savepoint.path.as_str())
-        };
-        assert_eq!(found(&running, None), Some("sp/mine"));
-        assert_eq!(found(&running, Some("/sp/mine/")), Some("sp/mine"));
+        let found =
+            |job: &JobSummary| newer(&written, job).map(|savepoint| savepoint.path.as_str());
+        assert_eq!(found(&running), Some("sp/mine"));
+        assert_eq!(found(&job(Some("4.1"), JobStatus::Running)), None);
+        assert_eq!(found(&job(Some("3.10"), JobStatus::Running)), None);
         assert_eq!(
-            found(&running, Some("file:///data/store/sp/mine")),
+            found(&job(Some("3.10"), JobStatus::Finished)),
             Some("sp/mine")
         );
-        assert_eq!(found(&running, Some("sp/elsewhere")), None);
-        assert_eq!(found(&job(Some("4.1"), JobStatus::Running), None), None);
-        assert_eq!(
-            found(&job(Some("3.10"), JobStatus::Finished), None),
-            Some("sp/mine")
-        );
-        assert_eq!(
-            found(&job(None, JobStatus::Running), Some("sp/old")),
-            Some("sp/old")
-        );
+        assert_eq!(found(&job(None, JobStatus::Running)), Some("sp/mine"));
     }
 }

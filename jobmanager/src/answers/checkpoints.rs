@@ -6,7 +6,7 @@ use tidemill_core::Time;
 use tidemill_core::checkpoint::{CheckpointRecord, History, Outcome, TaskCapture};
 use tidemill_core::job::{Job, Recovery, Restored};
 use tidemill_protocol::control::ImageSource;
-use tidemill_protocol::record::{CheckpointPointer, JobState};
+use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{CheckpointId, JobId, TaskId};
 
 use super::{View, micros};
@@ -24,12 +24,9 @@ fn path(pointer: &CheckpointPointer) -> String {
         .to_owned()
 }
 
-/// Where the checkpoint is that a cancelled job has left, if it was to leave one.
+/// Where the checkpoint is that an ended job has left, if it has left one.
 pub(super) fn kept(job: &Job) -> Option<String> {
-    let record = job.record();
-    let is_kept = record.state == JobState::Cancelled && record.options.retain_on_cancel;
-    let last = job.checkpoints().last().filter(|_| is_kept)?;
-    Some(path(last))
+    job.kept_checkpoint().map(path)
 }
 
 pub(super) fn totals(history: &History) -> CheckpointTotals {
@@ -62,6 +59,7 @@ impl View<'_> {
             attempt: recovery.attempt.map(|attempt| attempt.to_string()),
             cause: recovery.cause.clone(),
             detected_at_ms: self.clock.wall_ms(recovery.detected_at),
+            detected_within_us: recovery.detected_within.map(micros),
             planned_after_us: planned_us,
             delay_us: micros(recovery.delay),
             resume_us: running_us

@@ -330,7 +330,7 @@ fn recoveries(text: &mut Exposition, jobs: &[JobMetricsView]) {
     text.family(
         "tidemill_job_last_recovery_seconds",
         Kind::Gauge,
-        "How long the last recovery took: from detection until the plan was made, the module was there, the image fetched and restored (longest task), from the plan until all ran without these steps, and from detection until all ran.",
+        "How long the last recovery took: how long a lost TaskManager was silent before that was detected; from detection until the plan was made, the module was there, the image fetched and restored (longest task), from the plan until all ran without these steps, and from detection until all ran.",
     );
     for job in jobs {
         let Some(recovery) = &job.last_recovery else {
@@ -338,6 +338,7 @@ fn recoveries(text: &mut Exposition, jobs: &[JobMetricsView]) {
         };
         let longest = &recovery.timings_max;
         let steps = [
+            ("detect", recovery.detected_within_us),
             ("plan", recovery.planned_after_us),
             ("module", Some(longest.module_us)),
             ("fetch", Some(longest.fetch_us)),

@@ -219,6 +219,7 @@ fn recovery() -> RecoveryView {
         attempt: Some("3.2".into()),
         cause: "TaskManager worker-2 was lost".into(),
         detected_at_ms: 1_700_000_000_600,
+        detected_within_us: Some(300_000),
         planned_after_us: Some(100_200),
         delay_us: 100_000,
         resume_us: Some(14_800),
@@ -754,6 +755,9 @@ fn metrics_are_prometheus_text() {
     let job = format!("job=\"{KNOWN}\",job_name=\"word \\\"count\\\"\"");
     has(&format!(
         "tidemill_job_last_recovery_seconds{{{job},step=\"resume\"}} 0.0148"
+    ));
+    has(&format!(
+        "tidemill_job_last_recovery_seconds{{{job},step=\"detect\"}} 0.3"
     ));
     has(&format!(
         "tidemill_job_tasks_restored_total{{{job},source=\"memory\"}} 6"

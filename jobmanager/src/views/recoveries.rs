@@ -104,6 +104,9 @@ pub struct RecoveryView {
     pub cause: String,
     /// When the JobManager learned of it.
     pub detected_at_ms: u64,
+    /// How long the lost TaskManager had been silent by then: no later than this after its end it was found lost. None
+    /// when nobody was lost.
+    pub detected_within_us: Option<u64>,
     /// From detection until the plan was made, the restart strategy's delay and the wait for slots included.
     pub planned_after_us: Option<u64>,
     /// Of that, the restart strategy's delay.
