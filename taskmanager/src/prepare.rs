@@ -11,7 +11,7 @@ use tidemill_protocol::control::{
     Blame, DeployTimings, Deployment, ImageSource, TaskDeployment, TaskState,
 };
 use tidemill_protocol::manifest::ObjectRef;
-use tidemill_storage::{Store, StoredImage};
+use tidemill_storage::Store;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -58,7 +58,12 @@ impl Sources {
         };
         let image = async {
             let image = match &task.image {
-                Some(manifest) => Some(self.image(deployment, task, manifest, survivor).await),
+                Some(manifest) => {
+                    let sources = (&self.store, &self.images, &self.runtime);
+                    let events = self.events.clone();
+                    let image = image_of(sources, events, deployment, task, manifest, survivor);
+                    Some(image.await)
+                }
                 None => None,
             };
             (image.transpose(), micros(began.elapsed()))
@@ -78,61 +83,59 @@ impl Sources {
             timings,
         })
     }
-
-    async fn image(
-        &self,
-        deployment: &Deployment,
-        task: &TaskDeployment,
-        manifest: &ObjectRef,
-        survivor: Option<Survivor>,
-    ) -> Result<Restorable, TaskState> {
-        let execution = Execution {
-            job: deployment.job,
-            task: task.task,
-            attempt: deployment.attempt,
-        };
-        let changed = async {
-            let remains = survivor?.remains().await?;
-            let changed = remains.changed.since(deployment.restore?)?;
-            Some((remains.instance, changed))
-        };
-        let opened = self
-            .store
-            .open_image(execution.job, execution.task, manifest);
-        let (changed, opened) = tokio::join!(changed, opened);
-        let stored = opened.map_err(|error| unreadable(&error))?;
-        let is_mapped = changed.is_none();
-        let local = self.images.claim(execution, manifest, is_mapped).await;
-        let source = || {
-            let events = self.events.clone();
-            let on_failure = Box::new(move |state| {
-                // The driver outlives every task; when it is gone the process ends.
-                let _ = events.send(TaskEvent::State { execution, state });
-            });
-            Arc::new(StoredSource::new(
-                stored.clone(),
-                self.runtime.clone(),
-                on_failure,
-            ))
-        };
-        let origin = match (changed, local) {
-            (Some((instance, changed)), local) => Origin::Memory {
-                instance: Box::new(instance),
-                changed,
-                local,
-                stored: source(),
-            },
-            (None, Some(local)) => Origin::Local(local),
-            (None, None) => Origin::Store(source()),
-        };
-        Ok(restorable(&stored, origin))
-    }
 }
 
-fn restorable(stored: &StoredImage, origin: Origin) -> Restorable {
-    Restorable {
+/// Where the image of a task comes from.
+///
+/// # Errors
+/// The state in which the task ends.
+pub(crate) async fn image_of(
+    (store, images, runtime): (&Store, &Images, &Handle),
+    events: UnboundedSender<TaskEvent>,
+    deployment: &Deployment,
+    task: &TaskDeployment,
+    manifest: &ObjectRef,
+    survivor: Option<Survivor>,
+) -> Result<Restorable, TaskState> {
+    let execution = Execution {
+        job: deployment.job,
+        task: task.task,
+        attempt: deployment.attempt,
+    };
+    let changed = async {
+        let remains = survivor?.remains().await?;
+        let changed = remains.changed.since(deployment.restore?)?;
+        Some((remains.instance, changed))
+    };
+    let opened = store.open_image(execution.job, execution.task, manifest);
+    let (changed, opened) = tokio::join!(changed, opened);
+    let stored = opened.map_err(|error| unreadable(&error))?;
+    let is_mapped = changed.is_none();
+    let local = images.claim(execution, manifest, is_mapped).await;
+    let source = || {
+        let on_failure = Box::new(move |state| {
+            // The driver outlives every task; when it is gone the process ends.
+            let _ = events.send(TaskEvent::State { execution, state });
+        });
+        Arc::new(StoredSource::new(
+            stored.clone(),
+            runtime.clone(),
+            on_failure,
+        ))
+    };
+    let origin = match (changed, local) {
+        (Some((instance, changed)), local) => Origin::Memory {
+            instance: Box::new(instance),
+            changed,
+            local,
+            stored: source(),
+        },
+        (None, Some(local)) => Origin::Local(local),
+        (None, None) => Origin::Store(source()),
+    };
+    Ok(Restorable {
         head: stored.head().clone(),
         chain: stored.chain(),
         origin,
-    }
+    })
 }

@@ -4,6 +4,7 @@
 
 mod captures;
 mod hand_over;
+mod revert;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
@@ -21,8 +22,8 @@ use tidemill_protocol::control::{
 use tidemill_protocol::image::StoredCapture;
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{
-    AttemptId, CheckpointId, Epoch, ExecutionEdge, ExecutionGraph, ExecutionStage, JobId,
-    ModuleHash, Routing, StageKind, TaskId, TaskManagerId,
+    AttemptId, Channel, CheckpointId, Epoch, ExecutionEdge, ExecutionGraph, ExecutionStage,
+    FrameBody, JobId, ModuleHash, Routing, StageKind, TaskId, TaskManagerId,
 };
 use tidemill_runtime::{CaptureRoom, GuestHost, InstanceLimits};
 use tidemill_storage::{ImageChain, Store};
@@ -36,6 +37,7 @@ use super::build::{Seat, lanes, run};
 use super::capture::Change;
 use super::mailbox::mailbox;
 use super::outputs::Outputs;
+use super::recorded::Recorded;
 use super::runner::Feed;
 use super::state::HostState;
 use super::{Execution, TaskCommand, TaskEvent, TaskHandle, TaskSetup, counters::Counters};
@@ -69,6 +71,30 @@ impl Versioned for Counts {
     const KIND: [u8; 2] = *b"TC";
     const VERSION: u16 = 1;
     const NAME: &'static str = "test counts";
+}
+
+impl Counts {
+    /// Receives a batch, which must be the next one.
+    fn receive_one(&mut self, batch: &[u8], task: TaskId) {
+        let stamp = stamp_of(batch);
+        let next = self.received.entry((stamp.edge, stamp.from)).or_default();
+        assert_eq!(
+            *next, stamp.number,
+            "task {task} lost or reordered a batch"
+        );
+        *next += 1;
+    }
+
+    /// Receives what was recorded of channels.
+    fn receive(&mut self, channels: impl Iterator<Item = Channel>, recorded: &Recorded) {
+        for channel in channels {
+            for frame in recorded.frames(channel.id) {
+                if let FrameBody::Data(batch) = frame.body {
+                    self.receive_one(&batch, channel.to);
+                }
+            }
+        }
+    }
 }
 
 /// Relays each batch to a few targets; a source makes `polls_left` of them. Checks order and completeness as it goes.
@@ -150,18 +176,7 @@ impl Body for Relay {
     fn call(&mut self, call: Call<'_>, _now_ms: u64) -> Result<Step, TaskFailure> {
         match call {
             Call::Process { batch, .. } => {
-                let stamp = stamp_of(batch);
-                let next = self
-                    .counts
-                    .received
-                    .entry((stamp.edge, stamp.from))
-                    .or_default();
-                assert_eq!(
-                    *next, stamp.number,
-                    "task {} lost or reordered a batch",
-                    self.task
-                );
-                *next += 1;
+                self.counts.receive_one(batch, self.task);
                 self.relay();
                 Ok(Step::DONE)
             }
@@ -223,6 +238,8 @@ struct Scenario {
     nodes: u32,
     /// The flow-control window of each remote channel.
     window_bytes: u32,
+    /// How long barriers are waited for, in milliseconds; 0 for ever.
+    aligned_timeout_ms: u64,
     seed: u64,
 }
 
@@ -235,9 +252,10 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
         )
     });
     let load = (1u32..60, 16usize..400, 1u64..2000);
-    let spread = (1u32..3, 64u32..4096);
+    let spread = (1u32..3, 64u32..4096, prop_oneof![Just(0u64), Just(1), Just(3)]);
     (shape, load, spread, any::<u64>()).prop_map(
-        |((parallelism, extra), (polls, batch_bytes, queue_bytes), (nodes, window_bytes), seed)| {
+        |((parallelism, extra), (polls, batch_bytes, queue_bytes), spread, seed)| {
+            let (nodes, window_bytes, aligned_timeout_ms) = spread;
             // Every stage but the first has an input from some stage before it; more edges come at random.
             let mut edges: BTreeSet<(usize, usize, bool)> = (1..parallelism.len())
                 .map(|to| (seed as usize % to, to, true))
@@ -252,6 +270,7 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
                 queue_bytes,
                 nodes,
                 window_bytes,
+                aligned_timeout_ms,
                 seed,
             }
         },
@@ -352,7 +371,7 @@ fn node(index: u32, credentials: &Credentials, window_bytes: u32) -> Node {
 fn wire_all(
     graph: &ExecutionGraph,
     nodes: &[Node],
-    queue_bytes: u64,
+    scenario: &Scenario,
 ) -> (BTreeMap<TaskId, Wires>, Arc<Deployment>) {
     let node_of = |task: TaskId| &nodes[(task.stage + task.subtask) as usize % nodes.len()];
     let locations = graph.tasks().map(|task| TaskLocation {
@@ -370,10 +389,10 @@ fn wire_all(
         tasks: Vec::new(),
         locations: locations.collect(),
         restore: None,
-        aligned_checkpoint_timeout_ms: 0,
+        aligned_checkpoint_timeout_ms: scenario.aligned_timeout_ms,
     };
     let limits = QueueLimits {
-        queue_bytes,
+        queue_bytes: scenario.queue_bytes,
         window_bytes: 0,
         memory_max_bytes: u64::MAX,
         held_bytes: 0,
@@ -419,7 +438,7 @@ fn start(scenario: &Scenario) -> Job {
     let nodes: Vec<Node> = (0..scenario.nodes)
         .map(|index| node(index, &credentials, scenario.window_bytes))
         .collect();
-    let (mut wires, deployment) = wire_all(&graph, &nodes, scenario.queue_bytes);
+    let (mut wires, deployment) = wire_all(&graph, &nodes, scenario);
     let (events, received) = mpsc::unbounded_channel();
     let (mut handles, mut threads) = (BTreeMap::new(), Vec::new());
     for task in graph.tasks() {
@@ -542,7 +561,11 @@ impl Job {
                             .block_on(self.store.read_image(JOB, ack.task, &ack.manifest))
                             .expect("stored");
                         let host: HostState = codec::decode(&image.host_state).expect("own state");
-                        cut.insert(ack.task, codec::decode(&host.body).expect("own counts"));
+                        let mut counts: Counts = codec::decode(&host.body).expect("own counts");
+                        let recorded = Recorded::decode(&image.channel_state);
+                        let recorded = recorded.expect("own frames");
+                        counts.receive(self.graph.incoming(ack.task), &recorded);
+                        cut.insert(ack.task, counts);
                     }
                     TaskEvent::State {
                         execution,
