@@ -69,6 +69,13 @@ impl Task {
         Ok(task)
     }
 
+    /// A task that has been restored.
+    pub(crate) fn over(instance: Instance<Silent>) -> anyhow::Result<Self> {
+        let pages = instance.memory_bytes() / CAPTURE_PAGE_BYTES as u64;
+        let pages = u32::try_from(pages).context("too large")?;
+        Ok(Self { instance, pages })
+    }
+
     /// Writes to `count` pages, spread evenly over the memory, others in each round.
     pub(crate) fn write(&mut self, count: u32, round: u32) -> anyhow::Result<()> {
         let stride = self.pages / count.max(1);

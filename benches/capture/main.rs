@@ -1,5 +1,6 @@
 //! `cargo bench -p tidemill-benches --bench capture`: how long a task waits for a capture, by the size of its state and
-//! by how much of it changed, for each way of finding what changed; and what the guest pays for being watched.
+//! by how much of it changed, for each way of finding what changed; what the guest pays for being watched; and how long
+//! it takes to come back. With `--quick` it takes less than two minutes.
 //!
 //! It measures wall time, because a pause is one: run it where nothing else runs. The pause's CPU time stands beside it,
 //! and tells how much of it was waiting for other work on the machine. It never stores what it captures.
@@ -7,15 +8,15 @@
 #[path = "../guest/cpu.rs"]
 mod cpu;
 mod guest;
+mod restore;
 mod table;
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use clap::Parser;
-use tidemill_protocol::Image;
 use tidemill_runtime::{CaptureRoom, DirtyMethod, Module};
 
-use guest::{Silent, Task};
+use guest::Task;
 use table::Row;
 
 /// Measures captures and reverts of tasks with large state.
@@ -41,6 +42,14 @@ struct Arguments {
     #[arg(long, default_value_t = 1, value_parser = clap::builder::RangedU64ValueParser::<usize>::new().range(1..))]
     tasks: usize,
 
+    /// How often each restore and revert is done.
+    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..))]
+    restores: u32,
+
+    /// Less of everything: write protection only, no small memories, few rounds.
+    #[arg(long)]
+    quick: bool,
+
     /// Only the kernel's write protection.
     #[arg(long)]
     protection_only: bool,
@@ -57,7 +66,13 @@ const METHODS: [DirtyMethod; 3] = [
 ];
 
 fn main() -> anyhow::Result<()> {
-    let arguments = Arguments::parse();
+    let mut arguments = Arguments::parse();
+    if arguments.quick {
+        arguments.protection_only = true;
+        arguments.kib.clear();
+        arguments.rounds = arguments.rounds.min(5);
+        arguments.restores = arguments.restores.min(3);
+    }
     anyhow::ensure!(
         DirtyMethod::of_this_machine() == DirtyMethod::WriteProtection,
         "this machine offers no asynchronous write protection"
@@ -81,8 +96,10 @@ fn main() -> anyhow::Result<()> {
     }
     println!();
     for mib in &arguments.mib {
+        let bytes = mib << 20;
+        restore::restores(&module, bytes, &arguments.percent, arguments.restores)?;
         for percent in &arguments.percent {
-            revert(&module, mib << 20, *percent)?;
+            restore::revert(&module, bytes, *percent, arguments.restores)?;
         }
     }
     Ok(())
@@ -183,37 +200,5 @@ fn ahead(arguments: &Arguments, module: &Module, bytes: u64) -> anyhow::Result<(
         }
         table::print_ahead(bytes, *percent, captured_bytes, &pauses, &slices);
     }
-    Ok(())
-}
-
-/// How long a survivor takes to go back, against making it from its image.
-fn revert(module: &Module, bytes: u64, percent: u32) -> anyhow::Result<()> {
-    let mut task = Task::new(module, bytes)?;
-    task.instance.find_changes_by(DirtyMethod::WriteProtection);
-    let whole = task.instance.capture_changes(CaptureRoom::default())?;
-    let mut image = Image::default();
-    whole.lay_over(&mut image)?;
-    let pages = task.percent(percent);
-    let mut took = Vec::new();
-    for round in 0..5 {
-        task.write(pages, round)?;
-        let began = Instant::now();
-        let instance = task
-            .instance
-            .revert(guest::limits(), Silent, &image, whole.sequence, [])?;
-        took.push(began.elapsed());
-        task.instance = instance;
-    }
-    took.sort();
-    let began = Instant::now();
-    let restored = tidemill_runtime::Instance::restore(module, guest::limits(), Silent, &image)?;
-    let restore: Duration = began.elapsed();
-    drop(restored);
-    println!(
-        "revert {} MiB, {percent} % written since: median {:.1?}, longest {:.1?}; restore from the image in memory {restore:.1?}",
-        bytes >> 20,
-        took[took.len() / 2],
-        took[took.len() - 1],
-    );
     Ok(())
 }

@@ -82,7 +82,8 @@ pub(crate) fn print_ahead(
     );
 }
 
-fn quantile_ms(mut durations: Vec<Duration>, quantile: f64) -> f64 {
+/// A quantile of durations, in milliseconds.
+pub(crate) fn quantile_ms(mut durations: Vec<Duration>, quantile: f64) -> f64 {
     durations.sort();
     let rank = (durations.len() as f64 * quantile).ceil() as usize;
     let at = rank.clamp(1, durations.len());

@@ -357,20 +357,12 @@ fn pages_that_are_placed_count_as_unchanged_and_never_replace_what_exists() {
         let Some(watch) = watched.tracker.watch() else {
             continue;
         };
-        let memory = watched.mapping.grown(bytes).expect("memory");
-        memory[0] = 0;
-        let shared = Arc::new(std::mem::replace(
-            &mut watched.mapping,
-            Mapping::reserve().expect("addresses"),
-        ));
-        shared.clear(memory_of(&shared, bytes)).expect("its own");
         let contents = [(3, 2), (20, 1)].map(|(first, pages)| PageRange { first, pages });
+        let memory = watched.mapping.grown(bytes).expect("memory");
         let (missing, mut faults) =
-            Missing::begin(watch, memory_of(&shared, bytes), contents.into_iter())
-                .expect("the kernel offers it");
+            Missing::begin(watch, memory, contents.into_iter()).expect("the kernel offers it");
         let missing = Arc::new(missing);
-        shared.awaits(Arc::clone(&missing));
-        watched.mapping = Arc::into_inner(shared).expect("the only one");
+        watched.mapping.awaits(Arc::clone(&missing));
         watched.reset();
         missing.place(3, &[7; 2 * PAGE]).expect("it is awaited");
         assert_eq!(watched.memory()[3 * PAGE], 7);
@@ -405,14 +397,4 @@ fn pages_that_are_placed_count_as_unchanged_and_never_replace_what_exists() {
         );
         assert_eq!(watched.mapping.cut(bytes).expect("a system call"), 0);
     }
-}
-
-/// The memory of a mapping that is shared, as wasmtime would hand it out.
-#[allow(
-    unsafe_code,
-    reason = "outside an instance nobody else makes such a slice"
-)]
-fn memory_of(mapping: &Mapping, bytes: usize) -> &mut [u8] {
-    // SAFETY: the test has made this many bytes accessible, and lets go of one slice before it takes the next.
-    unsafe { std::slice::from_raw_parts_mut(mapping.address() as *mut u8, bytes) }
 }
