@@ -15,6 +15,7 @@ mod phase;
 mod request_id;
 mod savepoint;
 mod settle;
+mod standby;
 mod tasks;
 
 use alloc::collections::{BTreeMap, BTreeSet, VecDeque};
@@ -178,6 +179,7 @@ pub struct Job {
     /// The metadata that is being read.
     loading: Option<CheckpointId>,
     savepoints: savepoint::Savepoints,
+    standby: standby::Standby,
     /// The checkpoint that it left at its end is not to stay any longer.
     kept_dropped: bool,
     /// There have been completed checkpoints: beginning anew would repeat what is committed.
@@ -298,6 +300,7 @@ impl Job {
             stay: None,
             loading: None,
             savepoints: savepoint::Savepoints::default(),
+            standby: standby::Standby::default(),
             kept_dropped: false,
             has_completed: !pointers.completed.is_empty(),
             coordinator: Coordinator::new(reign.epoch, &record, pointers),
@@ -334,7 +337,15 @@ impl Job {
             }
             Event::Checkpoint(event) => self.coordinator.handle(now, event),
             Event::Progress(progress) => self.progress(progress),
-            Event::Registered { from, running } => self.registered(now, &from, running),
+            Event::Registered {
+                from,
+                running,
+                warm,
+            } => {
+                self.keeper_registered(&from, warm);
+                self.registered(now, &from, running);
+            }
+            Event::Warm { from, tasks } => self.kept_warm(from, tasks),
             Event::Suspected(id) => self.suspect(now, id),
             Event::TaskManagerLost {
                 id,
@@ -370,6 +381,7 @@ impl Job {
                     .loading
                     .filter(|loading| *loading != metadata.checkpoint);
                 self.coordinator.metadata_loaded(metadata);
+                self.keepers_want_news();
                 self.judge_all(now);
             }
             Event::MetadataDamaged { checkpoint, reason } => {

@@ -6,6 +6,7 @@
 mod drain;
 mod event;
 mod routing;
+mod standby;
 mod submission;
 
 use alloc::collections::{BTreeMap, VecDeque};
@@ -311,6 +312,7 @@ impl Leader {
         self.place(now);
         self.drain_jobs();
         self.let_go(now);
+        self.choose_keepers();
         self.forget_ended();
     }
 

@@ -23,6 +23,7 @@ pub mod mutation;
 pub mod recovery;
 pub mod restart;
 pub mod scheduler;
+pub mod standby;
 pub mod time;
 pub mod worker;
 

@@ -32,7 +32,7 @@ pub enum HowLost {
 /// A registered TaskManager.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Member {
-    /// What it said of itself. `running` is emptied.
+    /// What it said of itself. `running` and `warm` are emptied.
     pub registration: Registration,
     /// Its control connection.
     pub connection: ConnectionId,
@@ -156,6 +156,7 @@ impl Membership {
     ) -> Result<Registered, Refusal> {
         self.check(&registration)?;
         registration.running.clear();
+        registration.warm.clear();
         let id = registration.id.clone();
         let incarnation = registration.incarnation;
         let member = Member {

@@ -7,6 +7,7 @@ use tidemill_protocol::manifest::CheckpointMetadata;
 use tidemill_protocol::{ExecutionGraph, TaskId, TaskManagerId};
 
 use crate::scheduler::{self, Pair, Placements, Request, Shortfall};
+use crate::standby::Warmth;
 
 /// The regions that the failure of some tasks takes down, as indices into `regions`.
 #[must_use]
@@ -35,6 +36,8 @@ pub struct Situation<'a> {
     pub leaving: &'a BTreeMap<TaskManagerId, u32>,
     /// Pairs of TaskManagers that should not both run this job.
     pub keep_apart: &'a BTreeSet<Pair>,
+    /// What TaskManagers keep of the tasks' images.
+    pub warmth: &'a Warmth,
     /// The checkpoint to go back to; `None` for the beginning.
     pub checkpoint: Option<&'a CheckpointMetadata>,
 }
@@ -109,6 +112,7 @@ pub fn plan(situation: &Situation<'_>) -> Result<RecoveryPlan, NoPlan> {
         staying: &staying,
         capacity: situation.capacity,
         keep_apart: situation.keep_apart,
+        warmth: situation.warmth,
     })
     .map_err(NoPlan::Slots)?;
     staying.extend(placed);

@@ -5,6 +5,8 @@ use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
 use tidemill_protocol::{ExecutionGraph, TaskId, TaskManagerId};
 
+use crate::standby::Warmth;
+
 /// Where tasks run, or are to run.
 pub type Placements = BTreeMap<TaskId, TaskManagerId>;
 
@@ -75,6 +77,8 @@ pub struct Request<'a> {
     pub capacity: &'a BTreeMap<TaskManagerId, u32>,
     /// Pairs that should not both run this job.
     pub keep_apart: &'a BTreeSet<Pair>,
+    /// Where tasks are at home already, which comes before anything else.
+    pub warmth: &'a Warmth,
 }
 
 /// The slots a job needs: the tasks of its widest stage.
@@ -116,7 +120,7 @@ pub fn place(request: &Request<'_>) -> Result<Placements, Shortfall> {
 }
 
 /// The tasks by the slot they share: narrower stages are stretched over the widest, so that they are spread as well.
-fn columns(graph: &ExecutionGraph, tasks: &BTreeSet<TaskId>) -> Vec<BTreeSet<TaskId>> {
+pub(crate) fn columns(graph: &ExecutionGraph, tasks: &BTreeSet<TaskId>) -> Vec<BTreeSet<TaskId>> {
     let width = u64::from(slots_needed(graph));
     let mut columns: BTreeMap<u64, BTreeSet<TaskId>> = BTreeMap::new();
     for task in tasks {
@@ -189,7 +193,12 @@ fn place_columns(
             usage.slots_with(task_manager, column) <= capacity
                 && !keep_apart.iter().any(|pair| pair.within(&chosen))
         };
-        // A place that costs no further slot first, then the TaskManager with the fewest of this job, then the one
+        let warmth = |task_manager: &TaskManagerId| {
+            let kept = request.warmth.get(task_manager)?;
+            let worth = column.iter().filter_map(|task| kept.get(task));
+            Some(worth.fold(0u32, |sum, worth| sum.saturating_add(*worth)))
+        };
+        // Where the most is kept warm, then a place that costs no further slot, then the TaskManager with the fewest of this job, then the one
         // with the most room.
         let (best, _) = request
             .capacity
@@ -198,7 +207,9 @@ fn place_columns(
             .min_by_key(|(task_manager, capacity)| {
                 let after = usage.slots_with(task_manager, column);
                 let cost = after - usage.slots(task_manager);
-                (cost, after, u32::MAX - (**capacity - after), *task_manager)
+                let cold = u32::MAX - warmth(task_manager).unwrap_or(0);
+                let room = u32::MAX - (**capacity - after);
+                (cold, cost, after, room, *task_manager)
             })?;
         usage.add(best, column.iter());
         placed.extend(column.iter().map(|task| (*task, best.clone())));

@@ -143,6 +143,7 @@ impl Job {
             .iter()
             .map(|region| &self.region_tasks[*region])
             .collect();
+        let warmth = self.warmth();
         recovery::plan(&Situation {
             graph: &self.graph,
             regions: &tasks,
@@ -150,6 +151,7 @@ impl Job {
             capacity: &resources.capacity,
             leaving,
             keep_apart: &resources.keep_apart,
+            warmth: &warmth,
             checkpoint,
         })
     }
@@ -199,7 +201,7 @@ impl Job {
             let image = |task| TaskDeployment {
                 task,
                 image: images.get(&task).cloned(),
-                warm_at: Vec::new(),
+                warm_at: self.warm_at(task, restore, &host, resources),
             };
             let deployment = Deployment {
                 job: self.record.id,
@@ -229,6 +231,20 @@ impl Job {
                 checkpoint: restore,
             },
         );
+    }
+
+    /// Where others are reached that keep what a task goes back to.
+    fn warm_at(
+        &self,
+        task: TaskId,
+        restore: Option<CheckpointId>,
+        host: &TaskManagerId,
+        resources: &Resources,
+    ) -> Vec<String> {
+        let keepers = restore.into_iter();
+        let keepers = keepers.flat_map(|restore| self.warm_elsewhere(task, restore, host));
+        let addresses = keepers.filter_map(|keeper| resources.addresses.get(keeper));
+        addresses.cloned().collect()
     }
 
     /// A deployed region whose tasks all run or have finished runs.

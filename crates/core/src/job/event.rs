@@ -35,6 +35,15 @@ pub enum Event {
         from: TaskManagerId,
         /// This job's tasks on it.
         running: Vec<RunningTask>,
+        /// This job's tasks whose images it keeps, with their checkpoints.
+        warm: Vec<(TaskId, CheckpointId)>,
+    },
+    /// A TaskManager keeps these tasks' images.
+    Warm {
+        /// Who.
+        from: TaskManagerId,
+        /// Each with the checkpoint whose image is there.
+        tasks: Vec<(TaskId, CheckpointId)>,
     },
     /// A TaskManager's control stream broke; it may come back with everything that it runs.
     Suspected(TaskManagerId),

@@ -74,6 +74,7 @@ impl Job {
         silent_for: Option<Duration>,
     ) {
         self.suspected.remove(id);
+        self.keeper_lost(id);
         let there = self.placements.iter().filter(|(_, place)| *place == id);
         let lost: BTreeSet<TaskId> = there.map(|(task, _)| *task).collect();
         self.placements.retain(|_, place| place != id);

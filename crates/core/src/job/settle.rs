@@ -18,6 +18,9 @@ impl Job {
                 "{from:?} → {to:?} is no step of a job's life"
             );
             self.phase = to;
+            if to == Phase::Running {
+                self.keepers_changed();
+            }
             self.note(now, Note::Phase { from, to });
         }
     }
@@ -37,6 +40,7 @@ impl Job {
         self.settle_savepoints(now);
         self.drain_coordinator(now);
         self.settle_phase(now);
+        self.settle_standby();
         let in_use = self.coordinator.is_publication_pending() || self.is_copying();
         if self.phase.is_terminal() && !self.cleaned && !in_use {
             self.cleaned = true;
@@ -154,6 +158,7 @@ impl Job {
                     self.has_completed = true;
                     self.move_is_due();
                     self.savepoints_published(record.id);
+                    self.keepers_want_news();
                     self.note(now, Note::Checkpoint(record));
                 }
                 checkpoint::Action::Failed(record) => {

@@ -14,6 +14,9 @@ impl Leader {
     /// A TaskManager asks to be let go.
     pub(super) fn wants_to_go(&mut self, id: &TaskManagerId) {
         self.membership.drain(id);
+        for job in self.jobs.values_mut() {
+            job.keepers_changed();
+        }
         let note = Note::TaskManagerDraining { id: id.clone() };
         self.actions.push_back(Action::Note(note));
     }

@@ -7,6 +7,7 @@ use alloc::vec::Vec;
 use tidemill_protocol::control::{Command, Registration, ToLeader};
 use tidemill_protocol::{AttemptId, Epoch, Incarnation, JobId, TaskManagerId};
 
+use super::standby::by_job;
 use super::{Action, BROKEN_CHANNEL_GRACE, BrokenChannel, KEEP_APART, Leader, Note};
 use crate::checkpoint;
 use crate::job::{self, Job};
@@ -34,6 +35,7 @@ impl Leader {
         for task in &registration.running {
             running.entry(task.job).or_default().push(task.clone());
         }
+        let mut warm = by_job(&registration.warm);
         let draining = registration.draining;
         let left = self.has_left(&id);
         let replaced = match self.membership.register(now, connection, registration) {
@@ -75,8 +77,17 @@ impl Leader {
         }
         for (job, state) in &mut self.jobs {
             let running = running.remove(job).unwrap_or_default();
+            let warm = warm.remove(job).unwrap_or_default();
             let from = id.clone();
-            state.handle(now, job::Event::Registered { from, running });
+            let event = job::Event::Registered {
+                from,
+                running,
+                warm,
+            };
+            state.handle(now, event);
+        }
+        for (job, tasks) in warm {
+            self.forget_warm(connection, job, &tasks);
         }
         for task in running.into_values().flatten() {
             self.cancel_orphan(connection, task.job, task.attempt);
@@ -116,7 +127,7 @@ impl Leader {
         match message {
             // The first message was the registration; there is no second. Logs are between the shell and whoever asked.
             ToLeader::Register(_) | ToLeader::Follow(_) | ToLeader::Logs { .. } => {}
-            ToLeader::Warm(_) => {} // (wip: standby)
+            ToLeader::Warm(warm) => self.warm(now, connection, &from, &warm),
             ToLeader::Draining => self.wants_to_go(&from),
             ToLeader::TaskState {
                 job,

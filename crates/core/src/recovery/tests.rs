@@ -69,6 +69,7 @@ fn plan_after(
         capacity: &capacity(slots),
         leaving: &BTreeMap::new(),
         keep_apart: apart,
+        warmth: &Warmth::new(),
         checkpoint: None,
     })?;
     Ok(plan.regions[0].clone())
@@ -134,6 +135,7 @@ fn a_checkpoint_without_a_tasks_image_is_not_gone_back_to() {
         capacity: &capacity(&[("a", 4)]),
         leaving: &BTreeMap::new(),
         keep_apart: &BTreeSet::new(),
+        warmth: &Warmth::new(),
         checkpoint: Some(&checkpoint),
     });
     assert_eq!(

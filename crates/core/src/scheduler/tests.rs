@@ -50,6 +50,7 @@ fn place_all(
         staying: &staying,
         capacity,
         keep_apart,
+        warmth: &Warmth::new(),
     })
 }
 
@@ -104,6 +105,7 @@ fn the_tasks_of_a_lost_taskmanager_are_spread_over_the_others() {
         staying: &staying,
         capacity: &capacity(&[("b", 4), ("c", 4)]),
         keep_apart: &BTreeSet::new(),
+        warmth: &Warmth::new(),
     });
     let placed = placed.expect("there is room");
     assert_eq!(used(&placed), [("b".to_string(), 1), ("c".to_string(), 1)]);

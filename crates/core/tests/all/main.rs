@@ -8,4 +8,5 @@ mod jobs;
 mod random;
 mod savepoints;
 mod scenarios;
+mod standby;
 mod task_manager;

@@ -625,6 +625,31 @@ fn a_damaged_image_is_found_by_the_task_and_the_checkpoint_before_is_used() {
 }
 
 #[test]
+fn an_image_that_turns_out_to_be_damaged_while_its_task_runs_takes_back_what_was_captured_since() {
+    let mut cluster = running();
+    cluster.seconds(3);
+    cluster.kill("a");
+    cluster.seconds(1);
+    assert!(cluster.noted("start from checkpoint 1.3"));
+    assert_eq!(cluster.published(JOB).last(), Some(&checkpoint(1, 4)));
+    cluster.behaviour.captures_stall = true;
+    cluster.one_task(JOB, TaskId::new(0, 0), TaskManager::lose_image);
+    assert_eq!(cluster.phase(JOB), Phase::Failed, "1.4 is made of 1.3");
+    let mut cluster = running();
+    cluster.seconds(3);
+    cluster.behaviour.captures_stall = true;
+    cluster.kill("a");
+    cluster.seconds(1);
+    cluster.one_task(JOB, TaskId::new(0, 0), TaskManager::lose_image);
+    assert_eq!(cluster.phase(JOB), Phase::Running);
+    assert!(cluster.noted("could not be restored to the end: checksum"));
+    assert!(cluster.noted("start from checkpoint 1.2"));
+    assert_eq!(cluster.records[&JOB].restarts, 1, "the job is not to blame");
+    cluster.behaviour.captures_stall = false;
+    runs_again(&mut cluster);
+}
+
+#[test]
 fn a_job_without_a_usable_checkpoint_fails_rather_than_commit_everything_twice() {
     let mut cluster = running();
     cluster.seconds(3);

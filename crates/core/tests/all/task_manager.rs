@@ -5,7 +5,7 @@ use tidemill_core::membership::ConnectionId;
 use tidemill_core::worker::{CheckpointWord, Disobeyed, Worker, WorkerAction};
 use tidemill_protocol::control::{
     Blame, CaptureStats, CheckpointAcknowledgement, DeployTimings, Deployment, FromLeader,
-    Registration, TaskFailure, TaskState, ToLeader,
+    Registration, TaskFailure, TaskState, ToLeader, WarmImages, WarmTask,
 };
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{
@@ -21,6 +21,8 @@ pub(crate) struct Behaviour {
     pub(crate) captures_stall: bool,
     /// Commits are not confirmed.
     pub(crate) commits_stall: bool,
+    /// Images are not kept warm for others.
+    pub(crate) warming_stalls: bool,
     /// Images that are damaged, by the checkpoint that they belong to.
     pub(crate) damaged: BTreeSet<CheckpointId>,
 }
@@ -49,6 +51,10 @@ pub(crate) struct TaskManager {
     pub(crate) completed: Vec<(JobId, CheckpointId)>,
     /// What it was told will never be published.
     pub(crate) aborted: Vec<(JobId, CheckpointId)>,
+    /// The images that it keeps for others.
+    pub(crate) warm: BTreeMap<(JobId, TaskId), CheckpointId>,
+    /// Where else the images of its tasks were said to be, when they were deployed.
+    pub(crate) warm_at: BTreeMap<(JobId, TaskId), Vec<String>>,
     /// At what it was told to pause.
     pub(crate) pauses: Vec<(JobId, CheckpointId)>,
     /// It was asked to leave.
@@ -77,6 +83,8 @@ impl TaskManager {
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             aborted: Vec::new(),
+            warm: BTreeMap::new(),
+            warm_at: BTreeMap::new(),
             pauses: Vec::new(),
             draining: false,
             drained: false,
@@ -94,8 +102,34 @@ impl TaskManager {
             version: String::new(),
             draining: self.draining,
             running: self.worker.running(),
-            warm: Vec::new(),
+            warm: self.warm_tasks(),
         }
+    }
+
+    fn warm_tasks(&self) -> Vec<WarmTask> {
+        let warm = self.warm.iter().map(|((job, task), checkpoint)| WarmTask {
+            job: *job,
+            task: *task,
+            checkpoint: *checkpoint,
+        });
+        warm.collect()
+    }
+
+    fn keep_warm(&mut self, images: &WarmImages, behaviour: &Behaviour) -> Option<ToLeader> {
+        let (job, checkpoint) = (images.job, images.checkpoint);
+        let tasks: BTreeSet<TaskId> = images.images.iter().map(|(task, _)| *task).collect();
+        self.warm
+            .retain(|(of, task), _| *of != job || tasks.contains(task));
+        if behaviour.warming_stalls || tasks.is_empty() {
+            return None;
+        }
+        for (task, manifest) in &images.images {
+            assert_eq!(*manifest, image(job, *task, checkpoint));
+            let runs = self.tasks.contains_key(&(job, *task));
+            assert!(!runs, "{task} is kept where it runs, on {}", self.id);
+            self.warm.insert((job, *task), checkpoint);
+        }
+        Some(ToLeader::Warm(self.warm_tasks()))
     }
 
     /// Its registration is accepted.
@@ -119,7 +153,9 @@ impl TaskManager {
         let actions = self.worker.handle(message)?;
         for action in actions {
             match action {
-                WorkerAction::KeepWarm(_) => {}
+                WorkerAction::KeepWarm(images) => {
+                    answers.extend(self.keep_warm(&images, behaviour));
+                }
                 WorkerAction::Stop { job, task, .. } => {
                     self.tasks.remove(&(job, task));
                 }
@@ -168,6 +204,7 @@ impl TaskManager {
                 past: deployment.restore.into_iter().collect(),
             };
             self.tasks.insert((job, id), execution);
+            self.warm_at.insert((job, id), task.warm_at.clone());
             let damaged = deployment
                 .restore
                 .is_some_and(|id| behaviour.damaged.contains(&id));
@@ -194,6 +231,13 @@ impl TaskManager {
             ..DeployTimings::default()
         };
         self.changed(job, task, attempt, TaskState::Running { timings })
+    }
+
+    /// The rest of a running task's image turns out to be damaged.
+    pub(crate) fn lose_image(&mut self, job: JobId, task: TaskId) -> Option<ToLeader> {
+        let attempt = self.tasks.remove(&(job, task))?.attempt;
+        let reason = "checksum".to_owned();
+        self.changed(job, task, attempt, TaskState::Unrestorable { reason })
     }
 
     pub(crate) fn finish(&mut self, job: JobId, task: TaskId) -> Option<ToLeader> {
