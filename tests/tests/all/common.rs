@@ -80,6 +80,16 @@ pub(crate) fn word_count(cluster: &Cluster, name: &str, seconds: u64) -> anyhow:
 
 /// Counts generated numbers by key, slowed so that it takes about so many seconds; 0: as fast as it goes.
 pub(crate) fn keyed_count(cluster: &Cluster, name: &str, seconds: u64) -> anyhow::Result<Running> {
+    keyed_count_with(cluster, name, seconds, &[])
+}
+
+/// The same with more arguments of `tidemill run`.
+pub(crate) fn keyed_count_with(
+    cluster: &Cluster,
+    name: &str,
+    seconds: u64,
+    more: &[&str],
+) -> anyhow::Result<Running> {
     let (count, keys) = (60_000u64, 97);
     let rate = count.checked_div(seconds).unwrap_or(0);
     let output = cluster.directory().join(name);
@@ -89,8 +99,10 @@ pub(crate) fn keyed_count(cluster: &Cluster, name: &str, seconds: u64) -> anyhow
         ("rate", rate.to_string()),
         ("output", output.to_string_lossy().into_owned()),
     ];
+    let mut arguments = arguments(&parameters);
+    arguments.extend(more.iter().map(|word| (*word).to_owned()));
     Ok(Running {
-        job: cluster.submit(&module("keyed-count")?, &arguments(&parameters))?,
+        job: cluster.submit(&module("keyed-count")?, &arguments)?,
         output,
         truth: RollingCounts::of_numbers(count, keys),
     })

@@ -1,5 +1,6 @@
 //! The end-to-end suite, one binary: real clusters, real jobs, real kills. `cargo xtask test` builds what it needs.
 
+mod alignment;
 mod common;
 mod damage;
 mod fault_points;
@@ -10,3 +11,4 @@ mod kills;
 mod operations;
 mod refusals;
 mod runs;
+mod savepoints;

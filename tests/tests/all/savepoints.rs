@@ -1,0 +1,180 @@
+//! Savepoints and kept checkpoints, as a user takes, moves, checks, starts from and deletes them.
+
+use std::fs;
+use std::path::Path;
+
+use anyhow::{Context, ensure};
+use tidemill_tests::oracle::records;
+use tidemill_tests::{Cluster, ClusterOptions, module};
+
+use crate::common::{
+    JOB_LIMIT, REACTION_LIMIT, Running, StateOptions, Stateful, keyed_count, keyed_count_with,
+    wait_for_no_leftovers,
+};
+
+/// How long a job without a stop takes.
+const JOB_SECONDS: u64 = 4;
+
+/// What a verb of the command line prints on standard output.
+fn printed(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
+    let arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let output = cluster.run(&arguments)?;
+    ensure!(
+        output.status.success(),
+        "{words:?} failed: {}",
+        String::from_utf8_lossy(&output.stderr)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// What a verb of the command line that must fail says.
+fn refused(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
+    let arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
+    let output = cluster.run(&arguments)?;
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    ensure!(!output.status.success(), "{words:?} succeeded: {said}");
+    Ok(said)
+}
+
+fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
+    fs::create_dir_all(to)?;
+    for entry in fs::read_dir(from).with_context(|| from.display().to_string())? {
+        let entry = entry?;
+        let to = to.join(entry.file_name());
+        match entry.file_type()?.is_dir() {
+            true => copy_directory(&entry.path(), &to)?,
+            false => drop(fs::copy(entry.path(), to)?),
+        }
+    }
+    Ok(())
+}
+
+/// Goes on with a job from a savepoint: its output must be what it would have been without a pause.
+fn go_on(cluster: &mut Cluster, name: &str, path: &str) -> anyhow::Result<Running> {
+    let running = keyed_count_with(cluster, name, JOB_SECONDS, &["--from-savepoint", path])?;
+    let detail = running.finish(cluster)?;
+    ensure!(
+        detail["began_from"] == path,
+        "it is told where it began: {detail}"
+    );
+    Ok(running)
+}
+
+#[test]
+fn a_job_that_is_stopped_goes_on_from_its_savepoint_however_often_and_wherever_it_lies()
+-> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default())?;
+    let stopped = keyed_count(&cluster, "output", JOB_SECONDS)?;
+    stopped
+        .job
+        .wait_for_checkpoints(&mut cluster, 2, REACTION_LIMIT)?;
+    let path = printed(&cluster, &["stop", stopped.job.id(), "--savepoint"])?;
+    stopped
+        .job
+        .wait_until(&mut cluster, "finished", REACTION_LIMIT)?;
+    let before = records(&stopped.output)?.len() as u64;
+    ensure!(
+        (1..stopped.truth.records()).contains(&before),
+        "it was stopped on its way: {before} records"
+    );
+    let aside = cluster.directory().join("aside");
+    copy_directory(&stopped.output, &aside)?;
+
+    printed(&cluster, &["savepoint", "verify", &path])?;
+    for words in [&["savepoint", "list"][..], &["savepoint", "show", &path]] {
+        let told = printed(&cluster, words)?;
+        ensure!(told.contains(&path), "{words:?}: {told}");
+    }
+    go_on(&mut cluster, "output", &path)?;
+
+    // It is whole wherever it lies, and the first one's deletion does not touch the copy.
+    let store = cluster.directory().join("store");
+    copy_directory(&store.join(&path), &store.join("moved/here"))?;
+    printed(&cluster, &["savepoint", "delete", &path])?;
+    refused(&cluster, &["savepoint", "show", &path])?;
+    printed(&cluster, &["savepoint", "verify", "moved/here"])?;
+    fs::remove_dir_all(&stopped.output)?;
+    copy_directory(&aside, &stopped.output)?;
+    go_on(&mut cluster, "output", "moved/here")?;
+
+    let other = module("wordcount")?;
+    let other = other.to_str().context("a path in UTF-8")?;
+    let run = ["run", other, "--from-savepoint", "moved/here"];
+    let more = ["--param", "input=x", "--param", "output=y", "--detach"];
+    let said = refused(&cluster, &[&run[..], &more].concat())?;
+    let detail = stopped.job.detail()?;
+    let hash = detail["module"].as_str().context("a hash")?;
+    ensure!(
+        said.contains("module") && said.contains(hash),
+        "the savepoint's module is named: {said}"
+    );
+    cluster.shut_down()
+}
+
+#[test]
+fn a_job_runs_on_while_a_savepoint_is_taken_of_it() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default())?;
+    let state = StateOptions {
+        name: "rows",
+        mib: 4,
+        tasks: 2,
+        seconds: 4,
+        has_exchange: true,
+        more: &[],
+    };
+    let original = Stateful::submit(&cluster, &state)?;
+    original
+        .job
+        .wait_for_checkpoints(&mut cluster, 1, REACTION_LIMIT)?;
+    let path = printed(
+        &cluster,
+        &["savepoint", original.job.id(), "kept/by-its-user"],
+    )?;
+    ensure!(path.ends_with("kept/by-its-user"), "{path}");
+    let again = refused(&cluster, &["savepoint", original.job.id(), &path])?;
+    ensure!(again.contains(&path), "nothing is overwritten: {again}");
+    original.finish(&mut cluster)?;
+    wait_for_no_leftovers(&mut cluster, &original.job)?;
+
+    // Its tables go on from the savepoint, and end as all tables do.
+    fs::remove_dir_all(&original.output)?;
+    let more = ["--from-savepoint", &path];
+    let later = StateOptions {
+        more: &more,
+        ..state
+    };
+    let later = Stateful::submit(&cluster, &later)?;
+    later.job.wait_until(&mut cluster, "finished", JOB_LIMIT)?;
+    let rows = records(&later.output)?;
+    later.tables.check_ends(&rows)?;
+    ensure!(
+        (rows.len() as u64) < later.tables.rows(),
+        "what was before the savepoint does not come again"
+    );
+    cluster.shut_down()
+}
+
+#[test]
+fn a_cancelled_job_leaves_its_last_checkpoint_if_that_is_wished() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(ClusterOptions::default())?;
+    let keep = &["--retain-on-cancel"];
+    let cancelled = keyed_count_with(&cluster, "output", JOB_SECONDS, keep)?;
+    cancelled
+        .job
+        .wait_for_checkpoints(&mut cluster, 3, REACTION_LIMIT)?;
+    cancelled.job.cancel(&cluster)?;
+    let detail = cancelled
+        .job
+        .wait_until(&mut cluster, "cancelled", REACTION_LIMIT)?;
+    let kept = detail["kept_checkpoint"].as_str();
+    let kept = kept.with_context(|| format!("it is told where it is: {detail}"))?;
+    printed(&cluster, &["savepoint", "verify", kept])?;
+    let resumed = keyed_count_with(&cluster, "output", JOB_SECONDS, &["--from-savepoint", kept])?;
+    resumed
+        .job
+        .wait_until(&mut cluster, "finished", JOB_LIMIT)?;
+    resumed.truth.check(&resumed.output)?;
+    printed(&cluster, &["savepoint", "delete", kept])?;
+    wait_for_no_leftovers(&mut cluster, &cancelled.job)?;
+    cluster.shut_down()
+}
