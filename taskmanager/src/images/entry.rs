@@ -183,6 +183,14 @@ impl Entry {
         let Some((checkpoint, manifest)) = captures.last().map(of) else {
             return (false, None);
         };
+        // While captures are too large to be held, an image that is read would be of no use with the next one.
+        let is_read = !matches!(
+            captures.last(),
+            Some(Waiting {
+                held: Held::Nothing,
+                ..
+            })
+        );
         // Before the last one that begins anew, nothing matters.
         let begins = |waiting: &Waiting| !matches!(waiting.held, Held::Change(..));
         let first = captures.iter().rposition(begins).unwrap_or(0);
@@ -212,7 +220,7 @@ impl Entry {
                 });
                 (true, None)
             }
-            None => (true, Some((checkpoint, manifest))),
+            None => (true, is_read.then_some((checkpoint, manifest))),
         }
     }
 

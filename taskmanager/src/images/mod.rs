@@ -39,7 +39,7 @@ use table::{Built, Table};
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a task that is restored waits for the thread that keeps images.
-const CLAIM_PATIENCE: Duration = Duration::from_millis(500);
+const CLAIM_PATIENCE: Duration = Duration::from_millis(250);
 
 /// Where the buffers of a capture go when they are not needed any more: its task uses them again.
 pub(crate) type Room = Arc<Mutex<CaptureRoom>>;

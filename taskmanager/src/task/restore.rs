@@ -8,9 +8,10 @@ use std::sync::Arc;
 
 use tidemill_protocol::ImageHead;
 use tidemill_protocol::control::{Blame, ImageSource, TaskFailure};
-use tidemill_protocol::image::PageRun;
-use tidemill_runtime::{Instance, InstanceLimits, MemoryImage, Module};
+use tidemill_protocol::image::{PAGE_BYTES, PageRun};
+use tidemill_runtime::{Instance, InstanceError, InstanceLimits, MemoryImage, Module};
 use tidemill_storage::ImageChain;
+use tracing::warn;
 
 use super::failure;
 use super::outputs::Outputs;
@@ -76,11 +77,8 @@ impl Restorable {
                 stored,
             } => instance.revert_from(limits, outputs, &head, 0, changed, &mut |wanted, lay| {
                 let pages: u64 = wanted.iter().map(|run| u64::from(run.pages)).sum();
-                written_bytes = pages * tidemill_protocol::image::PAGE_BYTES as u64;
-                match &local {
-                    Some(file) => read_runs(file, wanted, lay),
-                    None => stored.read_runs(wanted, lay),
-                }
+                written_bytes = pages * PAGE_BYTES as u64;
+                read_pages(local.as_deref(), &stored, wanted, lay)
             }),
             Origin::Local(file) => follow(Instance::restore_from(
                 module,
@@ -100,9 +98,30 @@ impl Restorable {
                 follow(restored)
             }
         };
-        let instance = restored.map_err(|error| failure(Blame::Job, error_chain(&error)))?;
+        let instance = restored.map_err(|error| {
+            let blame = match &error {
+                InstanceError::Memory { .. } => Blame::Cluster,
+                _ => Blame::Job,
+            };
+            failure(blame, error_chain(&error))
+        })?;
         Ok((instance, written_bytes))
     }
+}
+
+/// Reads pages from a file on this machine, or else from the store.
+fn read_pages(
+    local: Option<&File>,
+    stored: &StoredSource,
+    wanted: &[PageRun],
+    lay: &mut dyn FnMut(PageRun, &[u8]),
+) -> Result<(), String> {
+    match local.map(|file| read_runs(file, wanted, lay)) {
+        Some(Ok(())) => return Ok(()),
+        Some(Err(reason)) => warn!(reason, "the pages are read from the object store instead"),
+        None => {}
+    }
+    stored.read_runs(wanted, lay)
 }
 
 /// The image is the capture before the instance's first one.
