@@ -352,49 +352,52 @@ fn what_is_taken_in_parts_is_named_once_and_none_is_left_out() {
 
 #[test]
 fn pages_that_are_placed_count_as_unchanged_and_never_replace_what_exists() {
-    for mut watched in Watched::all(40) {
-        let bytes = watched.bytes;
-        let Some(watch) = watched.tracker.watch() else {
-            continue;
-        };
-        let contents = [(3, 2), (20, 1)].map(|(first, pages)| PageRange { first, pages });
-        let memory = watched.mapping.grown(bytes).expect("memory");
-        let (missing, mut faults) =
-            Missing::begin(watch, memory, contents.into_iter()).expect("the kernel offers it");
-        let missing = Arc::new(missing);
-        watched.mapping.awaits(Arc::clone(&missing));
-        watched.reset();
-        missing.place(3, &[7; 2 * PAGE]).expect("it is awaited");
-        assert_eq!(watched.memory()[3 * PAGE], 7);
-        watched.memory()[4 * PAGE] = 8;
-        missing.place(3, &[9; 2 * PAGE]).expect("it is awaited");
-        assert_eq!(watched.memory()[3 * PAGE], 7);
-        assert_eq!(watched.memory()[4 * PAGE], 8);
-        watched.expect(&[4]);
-        // Between the contents zeros exist already, and take no memory until somebody writes.
-        assert_eq!(watched.memory()[10 * PAGE], 0);
-        watched.memory()[11 * PAGE] = 1;
-        watched.memory()[500 * PAGE] = 1;
-        watched.expect(&[11, 500]);
-        std::thread::scope(|scope| {
-            let reader = scope.spawn(|| watched.memory()[20 * PAGE + 5]);
-            let waited_for: Vec<usize> = faults
-                .next(&missing)
-                .expect("it can be waited for")
-                .expect("pages are awaited")
-                .collect();
-            assert_eq!(waited_for, [20]);
-            missing.release().expect("it can be given up");
-            assert_eq!(reader.join().expect("it went on"), 0);
-        });
-        assert!(!missing.is_whole() && !missing.is_open());
-        assert!(matches!(missing.place(21, &ZEROS), Err(NotPlaced::Closed)));
-        assert!(
-            faults
-                .next(&missing)
-                .expect("it can be waited for")
-                .is_none()
-        );
-        assert_eq!(watched.mapping.cut(bytes).expect("a system call"), 0);
+    if DirtyMethod::of_this_machine() != DirtyMethod::WriteProtection {
+        return;
     }
+    let bytes = 40 * BLOCK;
+    let mut mapping = Mapping::reserve().expect("addresses");
+    let tracker = WriteProtection::open(mapping.address()).expect("as when it was probed");
+    let watch = tracker.watch().expect("it has one");
+    let contents = [(3, 2), (20, 1)].map(|(first, pages)| PageRange { first, pages });
+    let memory = mapping.grown(bytes).expect("memory");
+    let (missing, mut faults) =
+        Missing::begin(watch, memory, contents.into_iter()).expect("the kernel offers it");
+    let missing = Arc::new(missing);
+    mapping.awaits(Arc::clone(&missing));
+    let mut watched = Watched {
+        tracker: Box::new(tracker),
+        mapping,
+        bytes,
+    };
+    watched.reset();
+    missing.place(3, &[7; 2 * PAGE]).expect("it is awaited");
+    assert_eq!(watched.memory()[3 * PAGE], 7);
+    watched.memory()[4 * PAGE] = 8;
+    missing.place(3, &[9; 2 * PAGE]).expect("it is awaited");
+    assert_eq!(watched.memory()[3 * PAGE], 7);
+    assert_eq!(watched.memory()[4 * PAGE], 8);
+    watched.expect(&[4]);
+    // Between the contents zeros exist already, and take no memory until somebody writes.
+    assert_eq!(watched.memory()[10 * PAGE], 0);
+    watched.memory()[11 * PAGE] = 1;
+    watched.memory()[500 * PAGE] = 1;
+    watched.expect(&[11, 500]);
+    std::thread::scope(|scope| {
+        let reader = scope.spawn(|| watched.memory()[20 * PAGE + 5]);
+        let waited_for: Vec<usize> = faults
+            .next(&missing)
+            .expect("it can be waited for")
+            .expect("pages are awaited")
+            .collect();
+        assert_eq!(waited_for, [20]);
+        missing.release().expect("it can be given up");
+        assert_eq!(reader.join().expect("it went on"), 0);
+    });
+    assert!(!missing.is_whole() && !missing.is_open());
+    assert!(matches!(missing.place(21, &ZEROS), Err(NotPlaced::Closed)));
+    let more = faults.next(&missing).expect("it can be waited for");
+    assert!(more.is_none());
+    drop(more);
+    assert_eq!(watched.mapping.cut(bytes).expect("a system call"), 0);
 }
