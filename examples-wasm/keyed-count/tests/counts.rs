@@ -48,3 +48,19 @@ fn no_keys_are_refused_in_words() {
     let error = run(5, 0).expect_err("refused");
     assert!(error.contains("parameter `keys` is 0"), "{error}");
 }
+
+#[test]
+fn work_changes_how_long_it_takes_and_nothing_else() {
+    let run = |work: u64| {
+        let run = TestRun::new(keyed_count)
+            .parameter("count", 500)
+            .parameter("keys", 7)
+            .parameter("work", work)
+            .parameter("output", "out");
+        let outputs = run.parallelism(2).seed(1).run().expect("runs");
+        let mut written: Vec<KeyCount> = outputs.json("out");
+        written.sort();
+        written
+    };
+    assert_eq!(run(10), run(0));
+}

@@ -14,6 +14,9 @@ use crate::exchange::queue::Consumer;
 /// from another TaskManager has two more queues and two windows on its way.
 const RECORDED_QUEUES_MAX: usize = 16;
 
+/// Below this nothing is too much, in bytes.
+const RECORDED_MIN_BYTES: usize = 1 << 20;
+
 /// One input channel.
 pub(crate) struct Input {
     /// Which channel.
@@ -105,6 +108,7 @@ impl Inputs {
         bounds
             .fold(0, usize::saturating_add)
             .saturating_mul(RECORDED_QUEUES_MAX)
+            .max(RECORDED_MIN_BYTES)
     }
 
     /// Records from now on what the alignment says, for whoever waits for it.
@@ -192,8 +196,65 @@ impl Inputs {
 /// More frames were in front of late barriers than may be kept.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 #[error(
-    "more than {max_bytes} bytes ({RECORDED_QUEUES_MAX} times taskmanager.channel_queue_max_bytes for each channel) were in front of late barriers"
+    "more than {max_bytes} bytes were in front of late barriers, {RECORDED_QUEUES_MAX} times what the task's channels hold (taskmanager.channel_queue_max_bytes each)"
 )]
 pub(crate) struct TooMuch {
     max_bytes: usize,
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use bytes::Bytes;
+    use tidemill_core::Time;
+    use tidemill_protocol::{CheckpointId, Epoch};
+
+    use super::*;
+    use crate::exchange::queue::queue;
+
+    fn frame(bytes: usize) -> Frame {
+        Frame {
+            sequence: 0,
+            body: FrameBody::Data(Bytes::from(vec![1; bytes])),
+        }
+    }
+
+    #[test]
+    fn what_is_too_much_is_an_error_and_nothing_of_it_is_lost() {
+        let (producer, queue) = queue(100);
+        let channel = ChannelId {
+            edge: 0,
+            from: 0,
+            to: 0,
+        };
+        let role = InputRole::Records { port: 0 };
+        let mut inputs = Inputs::new(vec![Input {
+            channel,
+            role,
+            queue,
+        }]);
+        let patience = Some(Duration::from_millis(1));
+        let mut alignment = Alignment::new(1, std::iter::empty(), patience);
+        let (now, checkpoint) = (Time::from_micros(0), CheckpointId::new(Epoch(1), 1));
+        alignment.announced(now, checkpoint, false);
+        alignment.handle_timeout(now + Duration::from_millis(1));
+        let (done, mut recorded) = oneshot::channel();
+        assert!(inputs.may_record());
+        inputs.begin_recording(done);
+        for bytes in [10, RECORDED_MIN_BYTES, 20] {
+            producer.push(frame(bytes));
+        }
+        let too_much = inputs.record(&mut alignment);
+        assert!(too_much.is_err(), "{too_much:?}");
+        alignment.aborted(now, checkpoint);
+        inputs.drop_recording();
+        assert!(recorded.try_recv().is_err(), "nobody waits in vain");
+        assert!(!inputs.may_record(), "first some of it is processed");
+        let weights: Vec<usize> = std::iter::from_fn(|| inputs.pop(&alignment))
+            .map(|(_, frame)| frame.weight())
+            .collect();
+        let expected = [10, RECORDED_MIN_BYTES, 20].map(|bytes| frame(bytes).weight());
+        assert_eq!(weights, expected);
+    }
 }

@@ -1,6 +1,9 @@
 //! One task between two leaders: what becomes of an alignment, an upload and prepared output when the checkpoint that
 //! they belong to is abandoned, and what a task can do that wakes up after it has been replaced.
 
+#[path = "late_barriers.rs"]
+mod late_barriers;
+
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::path::Path;
@@ -140,6 +143,7 @@ struct Subject {
 struct World {
     directory: TempDir,
     store: Store,
+    aligned_timeout_ms: u64,
     runtime: Runtime,
 }
 
@@ -148,6 +152,7 @@ impl World {
         Self {
             directory: tempfile::tempdir().expect("a directory"),
             store: Store::open("memory://").expect("a store in memory"),
+            aligned_timeout_ms: 0,
             runtime: Runtime::new().expect("a runtime"),
         }
     }
@@ -185,7 +190,7 @@ impl World {
             tasks: Vec::new(),
             locations: Vec::new(),
             restore: None,
-            aligned_checkpoint_timeout_ms: 0,
+            aligned_checkpoint_timeout_ms: self.aligned_timeout_ms,
         };
         let (producers, incoming): (Vec<_>, Vec<_>) = graph
             .channels()
