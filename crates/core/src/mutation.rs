@@ -18,6 +18,7 @@
 //! | [`Mutation::RecoveryOvertakesPublication`] | a recovery starts while a pointer's write is in doubt | it waits for the outcome |
 //! | [`Mutation::LateBarrierForgotten`] | a recording ends with the first late barrier | it waits for each |
 //! | [`Mutation::RecordedFramesLost`] | what was recorded of channels is not brought back with the image | it comes first on its channels |
+//! | [`Mutation::RetainedNotSpared`] | a clean-up spares all but the oldest retained checkpoint | whatever a retained one names stays |
 
 #[cfg(feature = "mutations")]
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -54,11 +55,13 @@ pub enum Mutation {
     LateBarrierForgotten,
     /// What was recorded of channels is not brought back with the image.
     RecordedFramesLost,
+    /// A clean-up spares all but the oldest retained checkpoint.
+    RetainedNotSpared,
 }
 
 impl Mutation {
     /// Every one.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::OldEpochObeyed,
         Self::OldAttemptDeployed,
         Self::DeadlineIgnored,
@@ -73,6 +76,7 @@ impl Mutation {
         Self::RecoveryOvertakesPublication,
         Self::LateBarrierForgotten,
         Self::RecordedFramesLost,
+        Self::RetainedNotSpared,
     ];
 }
 

@@ -6,6 +6,7 @@ use tidemill_protocol::CheckpointId;
 use tidemill_protocol::record::CheckpointPointer;
 
 use super::{Action, Coordinator, Retained};
+use crate::mutation::{self, Mutation};
 use crate::time::Time;
 
 /// That a checkpoint is wanted which begins after the wish.
@@ -96,6 +97,9 @@ impl Coordinator {
         let mut retained: Vec<_> = self.pinned.clone();
         retained.extend(self.retained().cloned());
         retained.sort_unstable_by_key(|pointer| pointer.checkpoint);
+        if mutation::is(Mutation::RetainedNotSpared) && retained.len() > 1 {
+            retained.remove(0);
+        }
         self.actions
             .push_back(Action::Delete { obsolete, retained });
     }
