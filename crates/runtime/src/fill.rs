@@ -12,8 +12,8 @@ use std::io;
 use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, OnceLock, PoisonError};
-use std::time::Duration;
+use std::sync::{Arc, Condvar, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::time::{Duration, Instant};
 
 use tidemill_protocol::image::{PAGE_BYTES, PageRun};
 
@@ -23,8 +23,7 @@ use crate::source::{Filling, PageSource, check_pieces, does_not_fit};
 /// What the background asks a source for at once, in bytes: enough that the way to a store is used well, and little
 /// enough that a memory whose pages are all waited for stays responsive.
 const BATCH_BYTES_MAX: usize = 4 << 20;
-/// How long the background gives way to a fault before its next piece. A fault that takes longer waits for something
-/// other than the processor.
+/// How long the background gives way to a fault. A fault that takes longer waits for something other than the processor.
 const GIVE_WAY_MAX: Duration = Duration::from_millis(1);
 
 /// One memory that is being filled.
@@ -137,7 +136,7 @@ impl Fill {
             // Its error is known to all, or it has no contents.
             self.placed(self.missing.place(page, &ZEROS));
         } else if !self.done[piece].load(Ordering::Acquire) {
-            let _first = Waiting::begin();
+            let _wait = Wait::begin();
             self.read(piece..piece + 1, &mut || {});
         }
         // Whoever came to wait just after the page was placed.
@@ -255,7 +254,7 @@ static BACKGROUND: Mutex<Background> = Mutex::new(Background {
     threads: 0,
 });
 
-fn background() -> std::sync::MutexGuard<'static, Background> {
+fn background() -> MutexGuard<'static, Background> {
     BACKGROUND.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
@@ -297,36 +296,56 @@ fn work() {
             (fill, batch)
         };
         if !batch.is_empty() && fill.missing.is_open() {
-            fill.read(batch, &mut Waiting::give_way);
+            fill.read(batch, &mut give_way);
         }
     }
 }
 
-/// Counts those who wait for a piece, in the whole process: the background gives way to them.
-struct Waiting;
+/// Those who wait for a piece, in the whole process: the background gives way to each for a moment.
+struct Waiting {
+    count: usize,
+    /// When the last one began to wait.
+    since: Option<Instant>,
+}
 
-static WAITING: Mutex<usize> = Mutex::new(0);
+static WAITING: Mutex<Waiting> = Mutex::new(Waiting {
+    count: 0,
+    since: None,
+});
 static NOBODY_WAITS: Condvar = Condvar::new();
 
-impl Waiting {
-    fn begin() -> Self {
-        *WAITING.lock().unwrap_or_else(PoisonError::into_inner) += 1;
-        Self
-    }
+fn waiting() -> MutexGuard<'static, Waiting> {
+    WAITING.lock().unwrap_or_else(PoisonError::into_inner)
+}
 
-    fn give_way() {
-        let waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        let waited = NOBODY_WAITS.wait_timeout_while(waiting, GIVE_WAY_MAX, |waiting| *waiting > 0);
-        drop(waited);
+/// Somebody waits while this lives.
+struct Wait;
+
+impl Wait {
+    fn begin() -> Self {
+        let mut waiting = waiting();
+        waiting.count += 1;
+        waiting.since = Some(Instant::now());
+        Self
     }
 }
 
-impl Drop for Waiting {
+impl Drop for Wait {
     fn drop(&mut self) {
-        let mut waiting = WAITING.lock().unwrap_or_else(PoisonError::into_inner);
-        *waiting -= 1;
-        if *waiting == 0 {
+        let mut waiting = waiting();
+        waiting.count -= 1;
+        if waiting.count == 0 {
             NOBODY_WAITS.notify_all();
         }
+    }
+}
+
+/// Lets those go first who wait, unless they wait for something other than the processor.
+fn give_way() {
+    let waiting = waiting();
+    let waited = waiting.since.map_or(GIVE_WAY_MAX, |since| since.elapsed());
+    let left = GIVE_WAY_MAX.saturating_sub(waited);
+    if waiting.count > 0 && !left.is_zero() {
+        drop(NOBODY_WAITS.wait_timeout_while(waiting, left, |waiting| waiting.count > 0));
     }
 }
