@@ -214,6 +214,11 @@ async fn build(
     credentials: &Credentials,
 ) -> Result<JobManagerHandle, StartError> {
     let resources = Resources::open(&config)?;
+    let reached = resources.store.probe().await;
+    reached.map_err(|source| StartError::Store {
+        url: config.cluster.checkpoint_store_url.clone(),
+        source,
+    })?;
     // A port in use is found before this process takes the lead from anyone.
     let sockets = Sockets::bind(&config, credentials).await?;
     let (started, first_reign) = oneshot::channel();

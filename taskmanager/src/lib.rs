@@ -283,6 +283,11 @@ async fn build(
         events,
         runtime.clone(),
     )?;
+    let reached = resources.sources.store.probe().await;
+    reached.map_err(|source| StartError::Store {
+        url: config.cluster.checkpoint_store_url.clone(),
+        source,
+    })?;
     runtime.spawn(accept_connections(endpoint.clone(), plane.clone()));
     runtime.spawn(accept_channels(plane.clone(), resources.incoming.clone()));
 

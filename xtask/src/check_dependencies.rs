@@ -62,6 +62,7 @@ const ROLES: &[(&str, Role)] = &[
     ("tidemill", Role::Guest),
     ("tidemill-simulator", Role::Simulator),
     ("tidemill-tests", Role::Harness),
+    ("tidemill-object-server", Role::Prop),
     ("tidemill-zookeeper-ensemble", Role::Prop),
     ("tidemill-benches", Role::Bench),
     ("xtask", Role::Tool),
@@ -73,6 +74,8 @@ const OWNED: &[(&str, &[&str])] = &[
     ("quinn", &["tidemill-transport"]),
     ("object_store", &["tidemill-storage", "tidemill-connectors"]),
     ("redb", &["tidemill-coordination"]),
+    ("reqwest", &["tidemill-storage"]),
+    ("s3s", &["tidemill-object-server"]),
     ("zookeeper", &["tidemill-coordination"]),
 ];
 

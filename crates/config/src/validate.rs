@@ -49,11 +49,9 @@ impl Config {
             ),
             (
                 "cluster.checkpoint_store_url",
-                cluster
-                    .checkpoint_store_url
-                    .strip_prefix("file://")
-                    .is_some_and(|path| path.starts_with('/')),
-                "expected the URL of a directory, such as file:///var/lib/tidemill/store",
+                is_store(&cluster.checkpoint_store_url),
+                "expected the URL of a directory or of a bucket, such as file:///var/lib/tidemill/store or \
+                 s3://bucket/prefix",
             ),
             (
                 "cluster.heartbeat_interval_ms",
@@ -362,6 +360,17 @@ fn first(rules: &[(&'static str, bool, &str)]) -> Option<Problem> {
         key,
         reason: (*reason).to_owned(),
     })
+}
+
+/// Whether it has the form of a place for objects; the store itself says the rest when it is opened.
+fn is_store(url: &str) -> bool {
+    let bucket = ["s3://", "gs://", "az://"]
+        .into_iter()
+        .find_map(|scheme| url.strip_prefix(scheme));
+    match bucket {
+        Some(bucket) => !bucket.is_empty() && !bucket.starts_with('/'),
+        None => url.starts_with("file:///"),
+    }
 }
 
 fn is_memory_size(bytes: u64) -> bool {

@@ -8,6 +8,8 @@ use std::time::Duration;
 
 use tidemill_protocol::codec::DecodeError;
 
+use crate::bucket::misses_bucket;
+
 /// A cause from below: the store's client or the operating system.
 pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 
@@ -16,8 +18,8 @@ pub(crate) type Cause = Box<dyn Error + Send + Sync>;
 pub enum OpenError {
     /// The URL's scheme is none of those this release has.
     #[error(
-        "`{url}` is not a place for checkpoints that this release supports: use `file:///…` or an absolute path on a \
-         disk that every TaskManager reaches, or `memory://` for tests"
+        "`{url}` is not a place for checkpoints that this release supports: use `s3://bucket/prefix`, `gs://…`, `az://…`, \
+         `file:///…` or an absolute path on a disk that every process reaches, or `memory://` for tests"
     )]
     UnsupportedScheme {
         /// As it was given.
@@ -38,6 +40,100 @@ pub enum OpenError {
         url: String,
         /// What is wrong with it.
         reason: &'static str,
+    },
+    /// The URL cannot be read as a bucket and a prefix.
+    #[error("`{url}` is not the URL of a bucket ({reason}): it has the form `s3://bucket/prefix`")]
+    MalformedBucket {
+        /// As it was given, without what may be a secret.
+        url: String,
+        /// What is wrong with it.
+        reason: &'static str,
+    },
+    /// The client cannot be set up by the environment.
+    #[error(
+        "the environment does not say how to reach `{url}`: check {variables}, and the other variables of its service"
+    )]
+    Settings {
+        /// The store.
+        url: String,
+        /// What gives credentials.
+        variables: &'static str,
+        /// What is missing or wrong.
+        #[source]
+        source: Cause,
+    },
+    /// Amazon's buckets are in regions.
+    #[error(
+        "the region of `{url}` is not known: set AWS_REGION, or AWS_ENDPOINT_URL where the service is not Amazon's"
+    )]
+    NoRegion {
+        /// The store.
+        url: String,
+    },
+    /// Keys and data would cross the network unencrypted.
+    #[error(
+        "`{url}` is served by {endpoint}, without encryption: use https, or set AWS_ALLOW_HTTP=true where the network is \
+         trusted"
+    )]
+    PlainHttp {
+        /// The store.
+        url: String,
+        /// Where its service is.
+        endpoint: String,
+    },
+    /// No credentials are configured, and this machine has no role that grants any.
+    #[error(
+        "there are no credentials for `{url}`: set {variables}, or give this machine a role that may use it"
+    )]
+    NoCredentials {
+        /// The store.
+        url: String,
+        /// What gives credentials.
+        variables: &'static str,
+        /// What the machine answered.
+        #[source]
+        source: Cause,
+    },
+    /// The service refuses these credentials.
+    #[error(
+        "`{url}` is closed to these credentials: check {variables}, and that they may list, read, write and delete there"
+    )]
+    Denied {
+        /// The store.
+        url: String,
+        /// What gives credentials.
+        variables: &'static str,
+        /// The service's words.
+        #[source]
+        source: Cause,
+    },
+    /// There is no such bucket.
+    #[error(
+        "there is no bucket `{bucket}` for `{url}`: create it, or check its name and the service's address"
+    )]
+    NoSuchBucket {
+        /// The store.
+        url: String,
+        /// The bucket.
+        bucket: String,
+    },
+    /// The bucket is in another region.
+    #[error("the bucket of `{url}` is in another region: set AWS_REGION to it")]
+    WrongRegion {
+        /// The store.
+        url: String,
+        /// The service's words, which may name the right one.
+        #[source]
+        source: Cause,
+    },
+    /// The service did not answer, or with a failure of its own.
+    #[error("`{url}` cannot be reached: check the network, the service's address and its health")]
+    Unreachable {
+        /// The store.
+        url: String,
+        /// Why.
+        #[source]
+        source: Cause,
     },
     /// The directory cannot be made or used.
     #[error(
@@ -76,6 +172,12 @@ pub enum WriteError {
         key: String,
         /// How long the request was waited for.
         after: Duration,
+    },
+    /// Another object has this key, and must not be overwritten. It stays as it is.
+    #[error("there is a `{key}` in the object store already: choose another name, or delete it")]
+    AlreadyExists {
+        /// The object.
+        key: String,
     },
     /// The image is larger than any memory that could be restored from it.
     #[error("the memory for `{key}` has {bytes} bytes, and at most {max} can be stored")]
@@ -351,7 +453,9 @@ impl RequestError {
         let key = key.into();
         match self {
             Self::TimedOut(after) => ReadError::TimedOut { key, after },
-            Self::Store(object_store::Error::NotFound { .. }) => ReadError::Missing { key },
+            Self::Store(error @ object_store::Error::NotFound { .. }) if !misses_bucket(&error) => {
+                ReadError::Missing { key }
+            }
             Self::Store(source) => ReadError::Failed {
                 key,
                 source: source.into(),

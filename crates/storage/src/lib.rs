@@ -20,6 +20,7 @@
 //! ```
 #![forbid(unsafe_code)]
 
+mod bucket;
 mod cleanup;
 mod error;
 mod fault;
@@ -32,6 +33,7 @@ mod location;
 mod manifest_chain;
 #[cfg(test)]
 mod mortal;
+mod put;
 mod read_image;
 mod savepoint;
 mod store;

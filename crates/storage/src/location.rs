@@ -1,6 +1,8 @@
-//! Reads the configured place of the store. It never touches the disk.
+//! Reads the configured place of the store. It never touches the disk or the network.
 
 use std::path::PathBuf;
+
+use object_store::path::Path;
 
 use crate::OpenError;
 
@@ -11,6 +13,28 @@ pub(crate) enum Location {
     Directory(PathBuf),
     /// In this process.
     Memory,
+    /// In a bucket.
+    Bucket(Bucket),
+}
+
+/// A part of a bucket, which Azure calls a container.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Bucket {
+    pub(crate) service: Service,
+    pub(crate) name: String,
+    /// What all keys begin with; may be empty.
+    pub(crate) prefix: Path,
+}
+
+/// Who keeps a bucket.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Service {
+    /// Amazon S3, and all that speak its protocol.
+    S3,
+    /// Google Cloud Storage.
+    Google,
+    /// Azure Blob Storage.
+    Azure,
 }
 
 impl Location {
@@ -34,13 +58,66 @@ impl Location {
             })?;
             return Ok(Self::Directory(path.into()));
         }
-        if url.contains("://") {
-            return Err(OpenError::UnsupportedScheme { url: url.into() });
+        if let Some((scheme, rest)) = url.split_once("://") {
+            let service = match scheme {
+                "s3" => Service::S3,
+                "gs" => Service::Google,
+                "az" => Service::Azure,
+                _ => {
+                    return Err(OpenError::UnsupportedScheme {
+                        url: hide_secret(url),
+                    });
+                }
+            };
+            return Bucket::parse(service, url, rest).map(Self::Bucket);
         }
         if !url.starts_with('/') {
             return Err(OpenError::RelativePath { url: url.into() });
         }
         Ok(Self::Directory(url.into()))
+    }
+}
+
+impl Bucket {
+    fn parse(service: Service, url: &str, rest: &str) -> Result<Self, OpenError> {
+        let malformed = |reason| OpenError::MalformedBucket {
+            url: hide_secret(url),
+            reason,
+        };
+        if rest.contains('@') {
+            return Err(malformed(
+                "credentials belong into the environment, since URLs are logged",
+            ));
+        }
+        if rest.contains(['?', '#']) {
+            return Err(malformed("it has a query or a fragment"));
+        }
+        let (name, prefix) = rest.split_once('/').unwrap_or((rest, ""));
+        if name.is_empty() {
+            return Err(malformed("it names no bucket"));
+        }
+        let may_be_in_a_name = |c: char| c.is_ascii_alphanumeric() || "-_.".contains(c);
+        if !name.chars().all(may_be_in_a_name) {
+            return Err(malformed(
+                "the name of a bucket is made of letters, digits, `-`, `_` and `.`",
+            ));
+        }
+        let prefix = percent_decode(prefix)
+            .and_then(|prefix| Path::parse(prefix).ok())
+            .ok_or_else(|| malformed("what follows the bucket cannot be the beginning of a key"))?;
+        Ok(Self {
+            service,
+            name: name.into(),
+            prefix,
+        })
+    }
+}
+
+/// The URL without what stands before an `@`.
+fn hide_secret(url: &str) -> String {
+    match (url.split_once("://"), url.rsplit_once('@')) {
+        (Some((scheme, _)), Some((_, rest))) => format!("{scheme}://…@{rest}"),
+        _ => url.into(),
     }
 }
 
@@ -84,9 +161,37 @@ mod tests {
     }
 
     #[test]
+    fn a_bucket_is_named_by_its_service_its_name_and_a_prefix() {
+        for (url, service, name, prefix) in [
+            ("s3://mill", Service::S3, "mill", ""),
+            ("s3://mill.eu-1/", Service::S3, "mill.eu-1", ""),
+            (
+                "gs://mill_2/tide/mill",
+                Service::Google,
+                "mill_2",
+                "tide/mill",
+            ),
+            (
+                "az://mill/mill%20stone/",
+                Service::Azure,
+                "mill",
+                "mill stone",
+            ),
+        ] {
+            let expected = Bucket {
+                service,
+                name: name.into(),
+                prefix: Path::parse(prefix).unwrap(),
+            };
+            let found = Location::parse(url).unwrap();
+            assert_eq!(found, Location::Bucket(expected), "{url}");
+        }
+    }
+
+    #[test]
     fn what_cannot_be_a_store_is_refused_with_the_remedy() {
         for (url, remedy) in [
-            ("s3://bucket/prefix", "this release supports"),
+            ("ftp://host/prefix", "this release supports"),
             ("checkpoints", "absolute"),
             ("", "absolute"),
             ("file://nas/share", "three slashes"),
@@ -95,10 +200,25 @@ mod tests {
             ("file:///%00", "hexadecimal"),
             ("file:///%+1", "hexadecimal"),
             ("file:///a?b", "query"),
+            ("s3://", "names no bucket"),
+            ("s3:///prefix", "names no bucket"),
+            ("gs://bu cket/prefix", "letters, digits"),
+            ("s3://bucket:9000/prefix", "letters, digits"),
+            ("az://bucket/a//b", "beginning of a key"),
+            ("az://bucket/../b", "beginning of a key"),
+            ("s3://bucket/prefix?region=x", "query"),
         ] {
             let message = Location::parse(url).unwrap_err().to_string();
             assert!(message.contains(&format!("`{url}`")), "{message}");
             assert!(message.contains(remedy), "{message}");
+        }
+    }
+
+    #[test]
+    fn a_secret_in_a_url_is_refused_and_not_repeated() {
+        for url in ["s3://AKIA:hush@bucket/prefix", "ftp://me:hush@host/"] {
+            let message = Location::parse(url).unwrap_err().to_string();
+            assert!(!message.contains("hush"), "{message}");
         }
     }
 }

@@ -6,7 +6,6 @@ use std::collections::BTreeMap;
 use std::time::SystemTime;
 
 use futures::StreamExt;
-use object_store::{ObjectStore, PutMode};
 use tidemill_protocol::JobId;
 use tidemill_protocol::codec;
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, Savepoint};
@@ -14,7 +13,6 @@ use tidemill_protocol::record::JobRecord;
 
 use crate::error::SavepointError;
 use crate::fault::fault_point;
-use crate::store::path;
 use crate::{ReadError, Store, WriteError, keys};
 use copy::{Target, segments_of};
 use place::Place;
@@ -391,22 +389,13 @@ impl Place {
         }
     }
 
-    /// Writes an object unless there is one already; says whether it did.
+    /// Writes an object unless there is another one already; says whether it did.
     async fn create(&self, relative: &str, bytes: Vec<u8>) -> Result<bool, WriteError> {
         let key = self.key(relative);
-        let failed = |error: crate::error::RequestError| error.writing(&key);
-        let path = path(&key).map_err(|error| failed(error.into()))?;
-        let put = self
-            .store
-            .objects()
-            .put_opts(&path, bytes.into(), PutMode::Create.into());
-        let outcome = self.store.request(async {
-            match put.await {
-                Err(object_store::Error::AlreadyExists { .. }) => Ok(false),
-                outcome => outcome.map(|_| true),
-            }
-        });
-        outcome.await.map_err(failed)
+        match self.store.put_new(&key, bytes).await {
+            Err(WriteError::AlreadyExists { .. }) => Ok(false),
+            outcome => outcome.map(|_| true),
+        }
     }
 }
 

@@ -17,6 +17,7 @@ use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::{JobId, ModuleHash};
 use tokio::sync::Semaphore;
 
+use crate::bucket::{self, Clients, Probe};
 use crate::error::RequestError;
 use crate::links::Links;
 use crate::location::Location;
@@ -45,17 +46,34 @@ struct Shared {
     /// One permit a core: captures of many tasks at once must not take all cores from the guests for long.
     cpu: Semaphore,
     links: Links,
+    /// Where objects are in a bucket.
+    probe: Option<Probe>,
 }
 
 impl Store {
-    /// Opens the store at `url`, and makes its directory where there is none: `file:///…` or a plain absolute path, or
-    /// `memory://` (a new one with each call).
+    /// Opens the store at `url`, and makes its directory where there is none: `file:///…` or a plain absolute path,
+    /// `s3://bucket/prefix`, `gs://bucket/prefix` or `az://container/prefix` with credentials and whatever else from
+    /// the environment variables that object_store reads (`AWS_…`, `GOOGLE_…`, `AZURE_…`), or `memory://` (a new one with
+    /// each call). It asks nothing of a bucket: [`Self::probe`] does.
     ///
     /// # Errors
-    /// When the URL is none of these, or the directory cannot be made or read.
+    /// When the URL is none of these, the directory cannot be made or read, or the environment says too little.
     pub fn open(url: &str) -> Result<Self, OpenError> {
+        Self::open_with(url, &bucket::environment())
+    }
+
+    /// As [`Self::open`], with these variables instead of the environment's.
+    ///
+    /// # Errors
+    /// As [`Self::open`].
+    pub fn open_with(url: &str, variables: &[(String, String)]) -> Result<Self, OpenError> {
         let (objects, directory): (Arc<dyn ObjectStore>, _) = match Location::parse(url)? {
             Location::Memory => (Arc::new(InMemory::new()), None),
+            Location::Bucket(bucket) => {
+                let clients = Clients::new(bucket, url, variables)?;
+                let store = Self::over(clients.objects, None, url, REQUEST_TIMEOUT);
+                return Ok(store.with_probe(clients.probe));
+            }
             Location::Directory(directory) => {
                 let unusable = |source: crate::error::Cause| OpenError::Unusable {
                     path: directory.display().to_string(),
@@ -87,6 +105,7 @@ impl Store {
                 request_timeout,
                 cpu: Semaphore::new(cores),
                 links: Links::default(),
+                probe: None,
             }),
         }
     }
@@ -99,6 +118,24 @@ impl Store {
             &self.shared.url,
             self.shared.request_timeout,
         )
+    }
+
+    fn with_probe(mut self, probe: Probe) -> Self {
+        let shared = Arc::get_mut(&mut self.shared).expect("the store is new and has no clones");
+        shared.probe = Some(probe);
+        self
+    }
+
+    /// Asks a bucket whether it is there and lets these credentials in, for seconds at most. Of a directory and of memory
+    /// that is known since they were opened.
+    ///
+    /// # Errors
+    /// When it is not so, with what is to be done about it.
+    pub async fn probe(&self) -> Result<(), OpenError> {
+        match &self.shared.probe {
+            Some(probe) => probe.ask(self.url()).await,
+            None => Ok(()),
+        }
     }
 
     /// The URL that it was opened with.
@@ -151,12 +188,7 @@ impl Store {
         bytes: impl Into<Bytes>,
     ) -> Result<ObjectRef, WriteError> {
         let bytes = bytes.into();
-        let hash = self.hash(bytes.clone()).await;
-        let object = ObjectRef {
-            key: key.into(),
-            len: bytes.len() as u64,
-            hash: hash.map_err(|error| error.writing(key))?,
-        };
+        let object = self.describe(key, &bytes).await?;
         self.put(key, bytes).await?;
         Ok(object)
     }
@@ -234,12 +266,14 @@ impl Store {
             .map_err(RequestError::Lost)
     }
 
-    async fn put(&self, key: &str, bytes: Bytes) -> Result<(), WriteError> {
-        let path = path(key).map_err(|error| RequestError::Store(error).writing(key))?;
-        self.request(self.objects().put(&path, bytes.into()))
-            .await
-            .map(drop)
-            .map_err(|error| error.writing(key))
+    /// What names these bytes under this key.
+    pub(crate) async fn describe(&self, key: &str, bytes: &Bytes) -> Result<ObjectRef, WriteError> {
+        let hash = self.hash(bytes.clone()).await;
+        Ok(ObjectRef {
+            key: key.into(),
+            len: bytes.len() as u64,
+            hash: hash.map_err(|error| error.writing(key))?,
+        })
     }
 
     /// Reads an object. A wrong length is found before anything is allocated.

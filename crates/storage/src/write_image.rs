@@ -11,19 +11,16 @@ use tidemill_protocol::codec;
 use tidemill_protocol::image::{PAGE_BYTES, StoredCapture};
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, Manifest, ObjectRef};
 use tidemill_protocol::{AttemptId, CheckpointId, JobId, TaskId};
-use tokio::runtime::Handle;
 
 use crate::error::RequestError;
 use crate::fault::fault_point;
 use crate::image_chain::ImageChain;
+use crate::put::PART_BYTES;
 use crate::store::path;
 use crate::{MEMORY_BYTES_MAX, Store, WriteError, keys};
 
 /// How much memory is compressed in one go, off the async threads: some milliseconds of work.
 const CHUNK_BYTES: usize = 4 << 20;
-
-/// How much of a segment is sent at once. Object stores want parts of at least 5 MiB.
-const PART_BYTES: usize = 8 << 20;
 
 static ZEROS: [u8; PAGE_BYTES] = [0; PAGE_BYTES];
 
@@ -134,8 +131,7 @@ impl Store {
             Ok(encoder) => encoder,
             Err(error) => {
                 if let Some(mut upload) = upload {
-                    // The upload's own error is the one worth telling; what is left behind is not visible.
-                    let _ = self.request(upload.abort()).await;
+                    self.abort_upload(upload.as_mut()).await;
                 }
                 return Err(error.writing(&key));
             }
@@ -163,7 +159,7 @@ impl Store {
                 break;
             }
             if part.is_some() && upload.is_none() {
-                *upload = Some(self.start_upload(key).await?);
+                *upload = Some(self.start_upload(&path(key)?).await?);
             }
             let send = async {
                 match (part, upload.as_mut()) {
@@ -188,7 +184,8 @@ impl Store {
                 if !rest.is_empty() {
                     self.request(upload.put_part(rest.into())).await?;
                 }
-                self.request(upload.complete()).await?;
+                self.finish_upload(&path(key)?, upload.as_mut(), encoder.written_bytes)
+                    .await?;
             }
             None if rest.is_empty() => {}
             None => {
@@ -197,20 +194,6 @@ impl Store {
             }
         }
         Ok(encoder)
-    }
-
-    pub(crate) async fn start_upload(
-        &self,
-        key: &str,
-    ) -> Result<Box<dyn MultipartUpload>, RequestError> {
-        let path = path(key)?;
-        let objects = Arc::clone(self.objects());
-        let runtime = Handle::current();
-        // For files, this makes and syncs directories on the calling thread, which must not be an async one.
-        let started = tokio::task::spawn_blocking(move || {
-            runtime.block_on(async { objects.put_multipart(&path).await })
-        });
-        self.request(async { started.await? }).await
     }
 }
 

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
 use common::{ATTEMPT, BLOCK, JOB, TASK, all_files, files, id_of, image, noise, write_full};
+use tidemill_object_server::{Fault, ObjectServer};
 use tidemill_protocol::image::{PAGE_BYTES, PageRun, StoredCapture};
 use tidemill_protocol::manifest::{CheckpointMetadata, Savepoint, TaskImageRef};
 use tidemill_protocol::record::{JobOptions, JobRecord, JobState, RestartStrategy};
@@ -531,4 +532,23 @@ async fn a_savepoint_holds_nothing_that_its_checkpoint_does_not_need() {
     let segments = all_files(&directory.path().join("savepoints/a/segments"));
     assert_eq!(segments.len(), 1, "{segments:?}");
     job.is_begun_from(&store, "savepoints/a").await;
+}
+
+#[tokio::test]
+async fn a_savepoint_in_a_bucket_is_as_good_as_one_in_a_directory() {
+    let server = ObjectServer::start().unwrap();
+    let store = Store::open_with(&server.url("some/where"), &server.environment()).unwrap();
+    let job = Job::with_a_checkpoint(&store).await;
+    // The server does what it was asked for, and the answers are lost: of a copy, and of what makes the savepoint one.
+    server.faults().next(1, "/segments/", Fault::LostReply);
+    server
+        .faults()
+        .next(1, "/savepoints/one/savepoint ", Fault::LostReply);
+    job.write(&store, "savepoints/one").await;
+    assert_eq!(store.list_savepoints("savepoints").await.unwrap().len(), 1);
+    store.verify_savepoint("savepoints/one").await.unwrap();
+    store.delete_job(JOB).await.unwrap();
+    job.is_begun_from(&store, "savepoints/one").await;
+    store.delete_savepoint("savepoints/one").await.unwrap();
+    assert_eq!(store.list_savepoints("savepoints").await.unwrap().len(), 0);
 }

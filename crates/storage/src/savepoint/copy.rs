@@ -161,7 +161,8 @@ async fn copy_through(
         return Ok(());
     }
     let writing = |error: RequestError| SavepointError::from(error.writing(key));
-    let mut upload = to.start_upload(key).await.map_err(writing)?;
+    let target = path(key).map_err(|error| writing(error.into()))?;
+    let mut upload = to.start_upload(&target).await.map_err(writing)?;
     let sent = async {
         let mut hasher = blake3::Hasher::new();
         for start in (0..object.len).step_by(usize::try_from(PART_BYTES).expect("8 MiB")) {
@@ -177,10 +178,10 @@ async fn copy_through(
         Ok(())
     };
     if let Err(error) = sent.await {
-        // The first error is the one worth telling; what is left behind is not visible.
-        let _ = to.request(upload.abort()).await;
+        to.abort_upload(upload.as_mut()).await;
         return Err(error);
     }
-    to.request(upload.complete()).await.map_err(writing)?;
-    Ok(())
+    to.finish_upload(&target, upload.as_mut(), object.len)
+        .await
+        .map_err(writing)
 }
