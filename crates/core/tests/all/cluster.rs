@@ -56,6 +56,7 @@ pub(crate) struct Cluster {
     /// Savepoints are not copied until [`Cluster::copies_end`].
     pub(crate) copies_hang: bool,
     pub(crate) copies: Vec<(JobId, SavepointRequestId, CheckpointId)>,
+    wishes: BTreeSet<(JobId, u128)>,
     /// The savepoints that were written.
     pub(crate) savepoints: BTreeMap<SavepointRequestId, CheckpointId>,
     /// Checkpoints whose objects were deleted.
@@ -131,6 +132,7 @@ impl Cluster {
             cleaned: BTreeSet::new(),
             copies_hang: false,
             copies: vec![],
+            wishes: BTreeSet::new(),
             savepoints: BTreeMap::new(),
             deleted: BTreeSet::new(),
             refused: vec![],
@@ -279,12 +281,21 @@ impl Cluster {
 
     /// A user wishes for a savepoint.
     pub(crate) fn savepoint(&mut self, job: JobId, id: u128, stop: bool) {
+        self.wishes.insert((job, id));
         self.tell(Event::SavepointRequested {
             job,
             id: SavepointRequestId(id),
             directory: format!("savepoints/{id}"),
             stop,
         });
+    }
+
+    /// The wishes for savepoints of a job that the leader knows.
+    pub(crate) fn wishes(&self, job: JobId) -> Vec<u128> {
+        let of_job = self.wishes.iter().filter(|(of, _)| *of == job);
+        let ids = of_job.map(|(_, id)| *id);
+        let known = |id: &u128| self.job(job).savepoint(SavepointRequestId(*id)).is_some();
+        ids.filter(known).collect()
     }
 
     /// How that stands.
@@ -823,6 +834,9 @@ impl Cluster {
                 continue;
             }
             for (key, execution) in &task_manager.tasks {
+                if execution.paused.is_some() {
+                    self.check_paused(*key, execution.attempt);
+                }
                 let (attempt, id) = (execution.attempt, &task_manager.id);
                 if let Some(other) = live.insert(*key, (attempt, id)) {
                     panic!("{key:?} runs twice: {attempt} on {id}, and {other:?}");
@@ -847,6 +861,16 @@ impl Cluster {
                 member.registration.id
             );
         }
+    }
+
+    /// Nobody pauses but for a stop that is still wished, or one of which it is not known how it was published.
+    fn check_paused(&self, (job, task): (JobId, TaskId), attempt: AttemptId) {
+        let Some(known) = self.leader.job(job) else {
+            return;
+        };
+        let current = known.attempt(task) == Some(attempt) && known.phase() == Phase::Running;
+        let may = known.is_to_stop() || known.checkpoints().is_publication_pending();
+        assert!(!current || may, "{task} of {job} is paused for ever");
     }
 
     pub(crate) fn job(&self, job: JobId) -> &Job {

@@ -2,7 +2,7 @@
 //! the end, when nothing goes wrong any more, every job must come to a good end.
 
 use std::time::Duration;
-use tidemill_core::job::Phase;
+use tidemill_core::job::{Phase, SavepointStatus};
 use tidemill_protocol::{Routing, TaskId};
 
 use crate::cluster::{Cluster, Publishing};
@@ -36,7 +36,7 @@ impl Dice {
 }
 
 fn step(cluster: &mut Cluster, dice: &mut Dice) {
-    match dice.roll(28) {
+    match dice.roll(33) {
         0 => {
             if let Some(name) = dice.name(cluster) {
                 cluster.kill(&name);
@@ -114,6 +114,19 @@ fn step(cluster: &mut Cluster, dice: &mut Dice) {
         }
         22 => cluster.announce(),
         23 => cluster.metadata_unavailable ^= true,
+        24..=26 => {
+            let job = if dice.roll(2) == 0 { JOB } else { OTHER };
+            if cluster.leader.job(job).is_some() {
+                let stop = dice.roll(6) == 0;
+                cluster.savepoint(job, u128::from(dice.roll(1 << 40)), stop);
+            }
+        }
+        27 => cluster.copies_hang = true,
+        28 => {
+            let failed = Err("no space is left".to_owned());
+            let result = if dice.roll(2) == 0 { Ok(1000) } else { failed };
+            cluster.copies_end(&result);
+        }
         _ => cluster.advance(Duration::from_millis(dice.roll(3000))),
     }
 }
@@ -127,6 +140,7 @@ fn come_to_rest(cluster: &mut Cluster) {
     cluster.metadata_fails = false;
     cluster.metadata_unavailable = false;
     cluster.publications_land();
+    cluster.copies_end(&Ok(1000));
     cluster.connect_all();
     cluster.join("enough", 10);
     for job in [JOB, OTHER] {
@@ -147,6 +161,11 @@ fn come_to_rest(cluster: &mut Cluster) {
             cluster.seconds(15);
         }
         assert_eq!(cluster.phase(job), Phase::Finished, "{:#?}", cluster.notes);
+        for id in cluster.wishes(job) {
+            let status = cluster.savepoint_status(job, id);
+            let pending = matches!(status, SavepointStatus::InProgress { .. });
+            assert!(!pending, "{id} of {job} is {status:?}");
+        }
         assert!(cluster.cleaned.contains(&job));
     }
     assert!(
@@ -159,15 +178,20 @@ fn come_to_rest(cluster: &mut Cluster) {
 
 #[test]
 fn whatever_happens_no_task_runs_twice_no_checkpoint_goes_back_and_every_job_ends_well() {
+    let mut savepoints = 0;
     for seed in 0..400 {
         println!("seed {seed}");
         let mut dice = Dice(seed);
         let mut cluster = Cluster::new(&["tm0", "tm1"]);
-        cluster.submit(record(JOB), graph(3, Routing::AllToAll));
+        let mut warm = record(JOB);
+        warm.options.standby = seed % 2 == 0;
+        cluster.submit(warm, graph(3, Routing::AllToAll));
         cluster.submit(record(OTHER), graph(2, Routing::Forward));
         for _ in 0..120 {
             step(&mut cluster, &mut dice);
         }
         come_to_rest(&mut cluster);
+        savepoints += cluster.savepoints.len();
     }
+    assert!(savepoints > 400, "{savepoints} were written in all");
 }

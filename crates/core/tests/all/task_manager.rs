@@ -32,6 +32,8 @@ pub(crate) struct Behaviour {
 pub(crate) struct Execution {
     pub(crate) attempt: AttemptId,
     pub(crate) finished: bool,
+    /// The checkpoint at which it has paused.
+    pub(crate) paused: Option<CheckpointId>,
     pub(crate) restored: Option<CheckpointId>,
     /// The checkpoints that it has gone back to or taken part in.
     pub(crate) past: Vec<CheckpointId>,
@@ -135,6 +137,9 @@ impl TaskManager {
     /// Its registration is accepted.
     pub(crate) fn met(&mut self, epoch: Epoch) {
         self.worker.met(epoch).expect("the newest leader");
+        for execution in self.tasks.values_mut() {
+            execution.paused = None;
+        }
     }
 
     /// Obeys, and answers.
@@ -200,6 +205,7 @@ impl TaskManager {
             let execution = Execution {
                 attempt,
                 finished,
+                paused: None,
                 restored: deployment.restore,
                 past: deployment.restore.into_iter().collect(),
             };
@@ -303,8 +309,12 @@ impl TaskManager {
     ) -> Option<ToLeader> {
         let execution = self.tasks.get_mut(&(job, task))?;
         assert_eq!(execution.attempt, attempt);
-        if matches!(word, CheckpointWord::Announce { then_pause: true }) {
-            self.pauses.push((job, checkpoint));
+        if let CheckpointWord::Announce { then_pause } = word {
+            let pauses = then_pause && !behaviour.captures_stall;
+            execution.paused = pauses.then_some(checkpoint);
+            self.pauses.extend(then_pause.then_some((job, checkpoint)));
+        } else if word == CheckpointWord::Abort {
+            execution.paused = execution.paused.filter(|paused| *paused > checkpoint);
         }
         if matches!(word, CheckpointWord::Announce { .. }) && !behaviour.captures_stall {
             execution.past.push(checkpoint);
