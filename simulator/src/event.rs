@@ -149,6 +149,8 @@ pub(crate) enum Input {
     Room { task: TaskKey },
     /// What is not known to have been heard is said again.
     Repeat,
+    /// Pages that a running task has not touched yet cannot be read.
+    FillFails { task: TaskKey },
     /// User code fails.
     TaskPanics { task: TaskKey },
     /// It is asked to end.

@@ -6,11 +6,14 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use tidemill_protocol::CheckpointId;
+use tidemill_protocol::control::{ToLeader, WarmImages, WarmTask};
 use tidemill_protocol::manifest::ObjectRef;
 
+use crate::event::{Event, Input};
 use crate::node::Node;
 use crate::store::{Content, Store, StoreRequest};
 use crate::task::{Task, TaskImage, TaskKey};
+use crate::time::{MILLISECOND, SECOND};
 use crate::world::World;
 
 /// After so many deltas a manifest lists everything again.
@@ -56,10 +59,12 @@ pub(crate) struct Upload {
 }
 
 /// Why an image cannot be read.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug)]
 pub(crate) enum Unreadable {
-    /// An object is damaged or missing.
+    /// A manifest is damaged or missing.
     Lost,
+    /// A segment is: whoever reads pages when they are wanted finds out late.
+    PagesLost(Rc<TaskImage>, Chain),
     /// Everything is there, and it is not what was captured.
     Different,
 }
@@ -159,14 +164,14 @@ impl Store {
             chain.places.extend(manifest.places.clone());
             chain.written.extend(manifest.written.clone());
         }
+        let image = Rc::clone(&manifests[0].image);
         let mut counts = Pages::new();
         for (page, segment) in &chain.places {
             let Some(Content::Segment(pages)) = self.content(segment, false) else {
-                return Err(Unreadable::Lost);
+                return Err(Unreadable::PagesLost(image, chain));
             };
             counts.insert(*page, *pages.get(page).ok_or(Unreadable::Different)?);
         }
-        let image = Rc::clone(&manifests[0].image);
         if counts == image.counts {
             Ok((image, chain))
         } else {
@@ -224,6 +229,34 @@ impl World {
             self.decline(node, upload.task, upload.checkpoint);
         }
         self.put_task(node, task);
+    }
+
+    /// Pages of a task's image cannot be read, which it learns some time after it runs.
+    pub(crate) fn fill_fails(&mut self, node: Node, task: TaskKey) {
+        let after_us = self.random.between(MILLISECOND, 3 * SECOND);
+        let life = self.processes[node.0].life;
+        let input = Input::FillFails { task };
+        self.after(after_us, Event::Process { node, life, input });
+    }
+
+    /// A leader wants these images of a job kept warm, and no others of it. Those that can be read are at once.
+    pub(crate) fn keep_warm(&mut self, node: Node, images: &WarmImages) {
+        let (job, checkpoint) = (images.job, images.checkpoint);
+        let readable = |manifest: &ObjectRef| self.store.read_image(&manifest.key).is_ok();
+        let kept = images.images.iter().filter(|(_, key)| readable(key));
+        let kept: Vec<WarmTask> = kept
+            .map(|(task, _)| WarmTask {
+                job,
+                task: *task,
+                checkpoint,
+            })
+            .collect();
+        let warm = &mut self.task_managers[node.worker()].warm;
+        warm.retain(|one| one.job != job);
+        warm.extend(kept);
+        let warm = warm.clone();
+        self.counts.warm_images += warm.len() as u64;
+        self.say(node, ToLeader::Warm(warm));
     }
 
     fn upload_manifest(

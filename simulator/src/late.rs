@@ -49,7 +49,12 @@ impl World {
     }
 
     /// The next frame of an input that is to be processed.
-    pub(crate) fn next_frame(&mut self, node: Node, task: &mut Task, index: usize) -> Option<Frame> {
+    pub(crate) fn next_frame(
+        &mut self,
+        node: Node,
+        task: &mut Task,
+        index: usize,
+    ) -> Option<Frame> {
         if task.alignment.is_recorded(index) {
             task.late.ahead[index].pop_front()
         } else {

@@ -25,9 +25,9 @@ mod exchange;
 mod faults;
 mod images;
 mod job_manager;
+mod late;
 #[cfg(feature = "mutations")]
 pub mod mutations;
-mod late;
 mod network;
 mod node;
 mod options;

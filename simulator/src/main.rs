@@ -178,13 +178,14 @@ fn print_totals(totals: &Counts) {
         totals.deployments
     );
     println!(
-        "  {} sessions lost, {} writes fenced, {} messages disobeyed, {} replies lost, {} store requests failed, {} objects damaged",
+        "  {} sessions lost, {} writes fenced, {} messages disobeyed, {} replies lost, {} store requests failed, {} objects damaged, {} images kept warm",
         totals.sessions_lost,
         totals.fenced,
         totals.disobeyed,
         totals.lost_replies,
         totals.store_failures,
-        totals.damaged
+        totals.damaged,
+        totals.warm_images
     );
     let faults: Vec<String> = totals
         .faults

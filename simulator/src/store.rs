@@ -337,13 +337,20 @@ impl World {
                 }
             }
             StoreRequest::ReadImage { task, manifest } => {
-                let read = self.store.read_image(&manifest.key);
-                if read.as_ref().err() == Some(&Unreadable::Different) {
-                    let what = format!("{} reads back other than it was captured", manifest.key);
-                    self.judge(Err(what));
-                }
-                let failure = read.is_err().then_some(Preparation::Lost);
-                let image = read.ok();
+                let image = match self.store.read_image(&manifest.key) {
+                    Ok(image) => Some(image),
+                    Err(Unreadable::PagesLost(image, chain)) if self.random.chance(500) => {
+                        self.fill_fails(node, task);
+                        Some((image, chain))
+                    }
+                    Err(Unreadable::Lost | Unreadable::PagesLost(..)) => None,
+                    Err(Unreadable::Different) => {
+                        let key = &manifest.key;
+                        self.judge(Err(format!("{key} reads back other than it was captured")));
+                        None
+                    }
+                };
+                let failure = image.is_none().then_some(Preparation::Lost);
                 return Input::Prepared {
                     task,
                     image,

@@ -14,8 +14,8 @@ use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{AttemptId, ChannelId, CheckpointId, ExecutionGraph, JobId, TaskId};
 
 use crate::event::{Event, Input};
-use crate::late::Late;
 use crate::images::{Chain, Page, Pages};
+use crate::late::Late;
 use crate::node::Node;
 use crate::workload::JobSpec;
 use crate::world::World;

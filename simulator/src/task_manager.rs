@@ -7,6 +7,7 @@ use std::rc::Rc;
 use tidemill_core::worker::{Worker, WorkerAction};
 use tidemill_protocol::control::{
     Blame, Command, Deployment, FromLeader, Registration, TaskFailure, TaskState, ToLeader,
+    WarmTask,
 };
 use tidemill_protocol::{AttemptId, Epoch, Incarnation, JobId, TaskId, TaskManagerId};
 
@@ -63,6 +64,8 @@ pub(crate) struct TaskManager {
     pub(crate) incoming: BTreeMap<Header, Incoming>,
     pub(crate) retired: BTreeSet<(JobId, AttemptId)>,
     draining: bool,
+    /// The images that it keeps for tasks elsewhere.
+    pub(crate) warm: Vec<WarmTask>,
     /// Broken channels of attempts that run here: said again and again, since a leader may not have heard.
     pub(crate) broken: BTreeSet<(JobId, AttemptId, Node)>,
     /// What leaders said lately, when it may be heard once more.
@@ -133,6 +136,7 @@ impl World {
             },
             Input::TaskDue { task } | Input::Room { task } => self.run_task(node, task),
             Input::Repeat => self.repeat_broken(node),
+            Input::FillFails { task } => self.preparation_failed(node, task, Preparation::Lost),
             Input::TaskPanics { task } => {
                 self.task_fails(node, task, Blame::Job, "it panicked at record 1000");
             }
@@ -337,7 +341,7 @@ impl World {
             version: String::new(),
             draining: task_manager.draining,
             running: task_manager.worker.running(),
-            warm: Vec::new(),
+            warm: task_manager.warm.clone(),
         }
     }
 
@@ -384,7 +388,7 @@ impl World {
                 } => {
                     self.tell_task(node, TaskKey { job, task, attempt }, checkpoint, word);
                 }
-                WorkerAction::KeepWarm(_) => {} // (wip: standby)
+                WorkerAction::KeepWarm(images) => self.keep_warm(node, &images),
                 WorkerAction::Drained => {
                     if self.task_managers[node.worker()].draining {
                         self.log(|| format!("{node}: is drained and leaves"));

@@ -91,6 +91,7 @@ impl JobSpec {
         spec.options.checkpoint_timeout_ms = random.between(1_000, 10_000);
         spec.draw_lateness(jobs.slow_sinks_per_mille, random);
         spec.options.retained_checkpoints = random.between(1, 3) as u32;
+        spec.options.standby = random.chance(300);
         let tolerates_failures = options.restarts_nothing || random.chance(600);
         if !tolerates_failures {
             spec.options.tolerable_failed_checkpoints = random.between(0, 4) as u32;

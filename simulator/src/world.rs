@@ -84,6 +84,8 @@ pub struct Counts {
     pub store_failures: u64,
     /// Objects that the store damaged.
     pub damaged: u64,
+    /// Images that TaskManagers said they keep for tasks elsewhere.
+    pub warm_images: u64,
 }
 
 impl Counts {
@@ -107,6 +109,7 @@ impl Counts {
         self.lost_replies += other.lost_replies;
         self.store_failures += other.store_failures;
         self.damaged += other.damaged;
+        self.warm_images += other.warm_images;
     }
 }
 
