@@ -19,6 +19,7 @@ mod sessions;
 mod standing;
 mod start;
 mod submission;
+mod sweep;
 mod take_over;
 #[cfg(test)]
 mod tests;

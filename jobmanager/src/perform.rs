@@ -46,6 +46,8 @@ pub(crate) struct Hands {
     pub(crate) facts: mpsc::UnboundedSender<Fact>,
     /// Cancelled when this leadership is over: what is under way is dropped.
     pub(crate) over: CancellationToken,
+    /// Cancelled when nothing in the store can be taken any more for what an earlier leader left of a submission.
+    pub(crate) swept: CancellationToken,
     pub(crate) report_interval_ms: u64,
 }
 
@@ -139,6 +141,7 @@ impl Performer {
             } => drop(self.say(connection, message)),
             Action::StoreJobRecord(record) => self.store_record(record),
             Action::SubmissionStored { job } => {
+                self.unmark_submission(job);
                 if let Some((view, replies)) = self.submitters.remove(&job) {
                     for reply in replies {
                         // A submitter that has gone away finds the job in the list.
@@ -329,6 +332,16 @@ impl Performer {
     }
 
     /// Deletes what was stored of a submission that was refused.
+    /// Its record is there: what is stored of it is a job's.
+    fn unmark_submission(&mut self, job: JobId) {
+        self.clean_up(job, |hands| async move {
+            if let Err(error) = hands.store.unmark_unrecorded(job).await {
+                // The next leader sees the record, and takes the mark off.
+                debug!(%job, "a submission's mark stays: {}", error_chain(&error));
+            }
+        });
+    }
+
     pub(crate) fn delete_submission(&mut self, job: JobId) {
         self.clean_up(job, |hands| async move {
             if let Err(error) = hands.store.delete_job(job).await {
@@ -388,6 +401,11 @@ impl Performer {
             let Ok(Ok(_lock)) = tokio::time::timeout(LOCK_TIMEOUT, lock).await else {
                 return warn!(%job, "an ended job's record stays for now: the lock on job graphs is not to be had");
             };
+            // Whoever takes over ends the deletion if this process does not.
+            let marked = hands.store.mark_unrecorded(job, hands.leading.epoch());
+            if let Err(error) = marked.await {
+                return warn!(%job, "an ended job's record stays for now: {}", error_chain(&error));
+            }
             match hands.registry.remove_job(&hands.leading, job).await {
                 Ok(()) => {}
                 Err(error) if hands.is_fenced(&error) => return,

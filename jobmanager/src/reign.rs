@@ -34,6 +34,7 @@ use crate::roles::{Fact, Process};
 use crate::sessions::SessionEvent;
 use crate::standing::Standing;
 use crate::submission;
+use crate::sweep::sweep;
 use crate::views::{LogPage, SubmittedView};
 
 /// A submission whose module and graph are stored.
@@ -92,8 +93,12 @@ impl Reign {
             done: done_in,
             facts,
             over: CancellationToken::new(),
+            swept: CancellationToken::new(),
             report_interval_ms: config.jobmanager.report_interval_ms,
         };
+        let savepoint_dir = config.checkpoints.savepoint_dir.clone();
+        let sweep = sweep(hands.clone(), savepoint_dir);
+        tokio::spawn(hands.over.clone().run_until_cancelled_owned(sweep));
         let since = process.clock.time(Instant::now());
         Self {
             leader: Leader::new(since, leader_config, jobs),

@@ -451,6 +451,7 @@ async fn a_checkpoint_waits_for_the_registry_and_is_published_when_it_is_back() 
         done,
         facts,
         over: CancellationToken::new(),
+        swept: CancellationToken::new(),
         report_interval_ms: 0,
     });
     let pointers = CheckpointPointers {

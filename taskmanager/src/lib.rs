@@ -347,6 +347,9 @@ fn resources(
         url: url.clone(),
         source,
     })?;
+    if let Some(point) = tidemill_storage::armed_fault_point() {
+        warn!("TIDEMILL_FAULT_POINT is set: this process ends at `{point}`");
+    }
     let engine = Engine::new(EngineOptions::default()).map_err(StartError::Engine)?;
     let modules = Modules::new(
         engine,

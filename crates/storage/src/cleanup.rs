@@ -33,7 +33,11 @@ impl Store {
     /// When the store fails; it may be repeated.
     pub async fn delete_job(&self, job: JobId) -> Result<(), CleanupError> {
         self.delete_below(&keys::checkpoints(job)).await?;
-        self.delete_below(&keys::job(job)).await?;
+        let prefix = keys::job(job);
+        // A mark that the job has no record stays as long as anything else does.
+        let graph = self.delete_key(&keys::graph(job)).await;
+        graph.map_err(|error| error.cleaning(&prefix))?;
+        self.delete_below(&prefix).await?;
         fault_point("delete.done");
         Ok(())
     }
@@ -99,6 +103,22 @@ impl Store {
         }
         fault_point("delete.done");
         Ok(orphans)
+    }
+
+    /// Deletes one object. That there is none is no error.
+    pub(crate) async fn delete_key(&self, key: &str) -> Result<(), RequestError> {
+        let path = path(key)?;
+        let one = futures::stream::once(async { Ok(path) }).boxed();
+        let mut deleted = self.objects().delete_stream(one);
+        self.request(async {
+            match deleted.next().await {
+                Some(Err(error)) if !matches!(error, object_store::Error::NotFound { .. }) => {
+                    Err(error)
+                }
+                _ => Ok(()),
+            }
+        })
+        .await
     }
 
     async fn delete_below(&self, prefix: &str) -> Result<(), CleanupError> {

@@ -21,6 +21,9 @@ pub(crate) const SAVEPOINT_SEGMENTS: &str = "segments";
 /// The prefix of all modules.
 pub(crate) const MODULES: &str = "modules";
 
+/// What the name of the mark of a job without a record begins with.
+const UNRECORDED: &str = "unrecorded-";
+
 /// The prefix of all jobs.
 pub(crate) const JOBS: &str = "jobs";
 
@@ -40,6 +43,20 @@ pub fn job(job: JobId) -> String {
 #[must_use]
 pub fn graph(job: JobId) -> String {
     format!("jobs/{job}/graph")
+}
+
+/// `jobs/<job>/unrecorded-<epoch>`: the mark of a job without a record.
+#[must_use]
+pub(crate) fn unrecorded(id: JobId, epoch: Epoch) -> String {
+    format!("{}/{UNRECORDED}{:020}", job(id), epoch.0)
+}
+
+/// Which job is marked by this key, and in which epoch; `None` for every key that is no mark.
+#[must_use]
+pub(crate) fn unrecorded_of(key: &str) -> Option<(JobId, Epoch)> {
+    let (job, name) = key.strip_prefix(JOBS)?.strip_prefix('/')?.split_once('/')?;
+    let epoch = name.strip_prefix(UNRECORDED)?.parse().ok()?;
+    Some((job.parse().ok()?, Epoch(epoch)))
 }
 
 /// `checkpoints/<job>`: the prefix of all of a job's checkpoints.

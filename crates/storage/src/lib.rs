@@ -38,6 +38,7 @@ mod read_image;
 mod savepoint;
 mod store;
 mod stored_image;
+mod unrecorded;
 mod write_image;
 
 pub use error::{CleanupError, OpenError, ReadError, SavepointError, WriteError};

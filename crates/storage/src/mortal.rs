@@ -1,6 +1,5 @@
-//! A store that dies: instead of the change after so many it refuses that and everything else, as for a process that was
-//! killed. For tests of what
-//! must survive that. What is in it can be looked at and gone on with.
+//! A store that dies: after so many changes it refuses the next one, and from then on everything, as if its process had been
+//! killed. For tests of what must survive that. What is in it can be looked at and gone on with.
 
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};

@@ -3,6 +3,7 @@
 mod common;
 
 use std::fs;
+use std::time::{Duration, SystemTime};
 
 use common::{
     ATTEMPT, JOB, TASK, all_files, file, files, id_of, image, publish, read, write, write_full,
@@ -190,4 +191,53 @@ async fn an_upload_that_a_crash_cut_off_is_invisible_and_goes_with_its_checkpoin
     let deleted = store.delete_orphans(JOB, &[], id(1, 9)).await.unwrap();
     assert_eq!(deleted, [id(1, 1)]);
     assert_eq!(all_files(directory.path()).len(), 0);
+}
+
+#[tokio::test]
+async fn an_upload_that_was_cut_off_goes_also_where_a_checkpoint_is_still_needed() {
+    let (directory, store) = files();
+    let pointer = complete(&store, id(1, 1)).await;
+    let cut_off = |checkpoint, name: &str| {
+        let key = format!("{}/{name}", keys::checkpoint(JOB, checkpoint));
+        let path = file(&directory, &key);
+        fs::create_dir_all(path.parent().unwrap()).unwrap();
+        fs::write(&path, "half of it").unwrap();
+        path
+    };
+    let left = [
+        cut_off(id(1, 1), "x.segment#1"),
+        cut_off(id(1, 1), "x.manifest#12"),
+    ];
+    let own = cut_off(id(1, 1), "notes#by-hand");
+    let in_flight = cut_off(id(1, 2), "x.segment#1");
+    let retained = std::slice::from_ref(&pointer);
+    let deleted = store.delete_orphans(JOB, retained, id(1, 1)).await;
+    assert_eq!(deleted.unwrap(), []);
+    assert!(left.iter().all(|path| !path.exists()));
+    assert!(in_flight.exists());
+    // An object whose name nobody but its owner knows is an orphan as any other.
+    assert!(!own.exists());
+    store.read_metadata(&pointer.metadata).await.unwrap();
+}
+
+#[tokio::test]
+async fn uploads_of_modules_and_graphs_that_were_cut_off_go_when_they_are_old() {
+    let (directory, store) = files();
+    let module = store.put_module("module").await.unwrap();
+    let graph = store.put_graph(JOB, "graph").await.unwrap();
+    let left = [
+        file(&directory, &format!("modules/{module}#1")),
+        file(&directory, &format!("{}#2", graph.key)),
+    ];
+    for path in &left {
+        fs::write(path, "half of it").unwrap();
+    }
+    let day = Duration::from_secs(86_400);
+    let now = SystemTime::now();
+    store.delete_stale_uploads(now - day).await.unwrap();
+    assert!(left.iter().all(|path| path.exists()));
+    store.delete_stale_uploads(now + day).await.unwrap();
+    assert!(left.iter().all(|path| !path.exists()));
+    store.get_module(&module).await.unwrap();
+    store.get_object(&graph).await.unwrap();
 }

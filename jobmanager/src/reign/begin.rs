@@ -53,6 +53,9 @@ pub(super) async fn check_and_store(
     };
     let module = hands.store.put_module(checked.module.clone()).await;
     let module = module.map_err(|error| failed(&error))?;
+    hands.swept.cancelled().await;
+    let marked = hands.store.mark_unrecorded(id, hands.leading.epoch());
+    marked.await.map_err(|error| failed(&error))?;
     let graph = hands.store.put_graph(id, checked.encoded_graph()).await;
     let graph = graph.map_err(|error| failed(&error))?;
     let pointers = match &from {

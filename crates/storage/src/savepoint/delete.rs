@@ -4,12 +4,9 @@
 
 use std::time::SystemTime;
 
-use futures::StreamExt;
-
 use super::place::Place;
 use crate::error::SavepointError;
 use crate::fault::fault_point;
-use crate::store::path;
 use crate::{Store, keys};
 
 impl Store {
@@ -68,7 +65,8 @@ impl Place {
             if object.key == keys::SAVEPOINT_MODULE {
                 self.delete_cut_off_uploads().await?;
             }
-            self.delete(&self.key(&object.key)).await?;
+            let deleted = self.store.delete_key(&self.key(&object.key)).await;
+            deleted.map_err(|error| error.cleaning(self.name()))?;
             fault_point("delete.between-objects");
         }
         let inside = self.inside()?;
@@ -84,21 +82,5 @@ impl Place {
         let deleted = self.inside()?;
         let deleted = deleted.delete_cut_off_uploads("", None).await;
         Ok(deleted.map_err(|error| error.cleaning(self.name()))?)
-    }
-
-    async fn delete(&self, key: &str) -> Result<(), SavepointError> {
-        let failed = |error: crate::error::RequestError| error.cleaning(key);
-        let path = path(key).map_err(|error| failed(error.into()))?;
-        let one = futures::stream::once(async { Ok(path) }).boxed();
-        let mut deleted = self.store.objects().delete_stream(one);
-        let outcome = self.store.request(async {
-            match deleted.next().await {
-                Some(Err(error)) if !matches!(error, object_store::Error::NotFound { .. }) => {
-                    Err(error)
-                }
-                _ => Ok(()),
-            }
-        });
-        Ok(outcome.await.map_err(failed)?)
     }
 }
