@@ -4,10 +4,11 @@
 //!
 //! Why nothing appears twice: a checkpoint is taken by one attempt, so one hidden file is ever renamed to a name that is
 //! made of the sink subtask, the checkpoint and the roll. Whoever commits it, and however often, moves that one file.
+//! A job that begins from what another job left shows that one's pending files under the other's name: both may do it.
 
 use serde::{Deserialize, Serialize};
 use tidemill_protocol::codec::{self, Versioned};
-use tidemill_protocol::{AttemptId, CheckpointId};
+use tidemill_protocol::{CheckpointId, JobId};
 
 use super::SinkIdentity;
 use super::directory::OutputDirectory;
@@ -22,7 +23,7 @@ pub(crate) struct FileSink<D: OutputDirectory> {
     names: Names,
     format: RecordFormat,
     roll_bytes: u64,
-    attempt: AttemptId,
+    identity: SinkIdentity,
     /// Of the next hidden file of this attempt.
     next_number: u64,
     open: Option<OpenFile<D::File>>,
@@ -48,6 +49,8 @@ struct ClosedFile {
 /// A prepared file that was not committed when the state was taken.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 struct PendingFile {
+    /// Who prepared it: this job, or the one that it began from.
+    job: JobId,
     checkpoint: CheckpointId,
     roll: u32,
     hidden: HiddenFile,
@@ -56,7 +59,8 @@ struct PendingFile {
 
 struct Pending {
     file: PendingFile,
-    /// It may have been committed already, by the attempt that prepared it.
+    /// The state that it comes from is that of a completed checkpoint, so it is to be shown, and may have been by the
+    /// attempt that prepared it. Its checkpoint's number says nothing here: it may be another job's.
     restored: bool,
 }
 
@@ -68,7 +72,7 @@ struct State {
 
 impl Versioned for State {
     const KIND: [u8; 2] = *b"FK";
-    const VERSION: u16 = 1;
+    const VERSION: u16 = 2;
     const NAME: &'static str = "state of a file sink";
 }
 
@@ -90,7 +94,7 @@ impl<D: OutputDirectory> FileSink<D> {
             names: Names::new(&identity),
             format: options.format,
             roll_bytes: options.roll_bytes,
-            attempt: identity.attempt,
+            identity,
             next_number: 0,
             open: None,
             rolled: Vec::new(),
@@ -124,12 +128,11 @@ impl<D: OutputDirectory> FileSink<D> {
             .map_err(|error| failed("list", error))?
         {
             if let Some(hidden) = self.names.parse_hidden(&name) {
-                let is_pending = self
-                    .pending
-                    .iter()
-                    .any(|pending| pending.file.hidden == hidden);
-                if hidden.attempt < self.attempt && !is_pending {
-                    self.remove(hidden)?;
+                let is_pending = self.pending.iter().any(|pending| {
+                    pending.file.job == self.identity.job && pending.file.hidden == hidden
+                });
+                if hidden.attempt < self.identity.attempt && !is_pending {
+                    self.remove(&self.names, hidden)?;
                 }
             } else if let Some(checkpoint) = self.names.parse_visible(&name) {
                 shown_again += u32::from(restored.is_none_or(|restored| checkpoint > restored));
@@ -166,7 +169,7 @@ impl<D: OutputDirectory> FileSink<D> {
 
     fn create(&mut self) -> Result<OpenFile<D::File>, SinkError> {
         let hidden = HiddenFile {
-            attempt: self.attempt,
+            attempt: self.identity.attempt,
             number: self.next_number,
         };
         self.next_number += 1;
@@ -221,6 +224,7 @@ impl<D: OutputDirectory> FileSink<D> {
         for (roll, closed) in (0u32..).zip(self.rolled.drain(..)) {
             self.pending.push(Pending {
                 file: PendingFile {
+                    job: self.identity.job,
                     checkpoint,
                     roll,
                     hidden: closed.hidden,
@@ -236,7 +240,7 @@ impl<D: OutputDirectory> FileSink<D> {
     }
 
     pub(crate) fn commit(&mut self, up_to: CheckpointId) -> Result<(), SinkError> {
-        let complete = |pending: &Pending| pending.file.checkpoint <= up_to;
+        let complete = |pending: &Pending| pending.restored || pending.file.checkpoint <= up_to;
         if !self.pending.iter().any(complete) {
             return Ok(());
         }
@@ -251,10 +255,12 @@ impl<D: OutputDirectory> FileSink<D> {
 
     /// Lets one prepared file appear, unless it has.
     fn show(&self, pending: &Pending) -> Result<(), SinkError> {
-        let hidden = self.names.hidden(pending.file.hidden);
-        let visible = self
-            .names
-            .visible(pending.file.checkpoint, pending.file.roll);
+        let names = Names::new(&SinkIdentity {
+            job: pending.file.job,
+            ..self.identity
+        });
+        let hidden = names.hidden(pending.file.hidden);
+        let visible = names.visible(pending.file.checkpoint, pending.file.roll);
         let (hidden_path, visible_path) = (self.path(&hidden), self.path(&visible));
         let failed = |action, error| SinkError::io(action, hidden_path.clone(), error);
         let length = |name| {
@@ -280,7 +286,7 @@ impl<D: OutputDirectory> FileSink<D> {
             (Some(_), Some(_)) => {
                 let same = self.directory.same_content(&hidden, &visible);
                 if same.map_err(|error| failed("read", error))? {
-                    self.remove(pending.file.hidden)
+                    self.remove(&names, pending.file.hidden)
                 } else {
                     Err(SinkError::Conflict {
                         visible: visible_path,
@@ -303,9 +309,9 @@ impl<D: OutputDirectory> FileSink<D> {
         }
     }
 
-    fn remove(&self, hidden: HiddenFile) -> Result<(), SinkError> {
+    fn remove(&self, names: &Names, hidden: HiddenFile) -> Result<(), SinkError> {
         self.directory
-            .remove(&self.names.hidden(hidden))
+            .remove(&names.hidden(hidden))
             .map_err(|error| self.io_error("remove", hidden, error))
     }
 
@@ -338,7 +344,7 @@ impl<D: OutputDirectory> Drop for FileSink<D> {
             .into_iter()
             .map(|closed| closed.hidden);
         for hidden in rolled.chain(open) {
-            if let Err(error) = self.remove(hidden) {
+            if let Err(error) = self.remove(&self.names, hidden) {
                 tracing::debug!(%error, "an unprepared output file stays");
             }
         }

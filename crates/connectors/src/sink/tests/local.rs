@@ -130,6 +130,62 @@ fn a_given_up_checkpoint_is_shown_with_the_next() {
     );
 }
 
+/// The next life of the same stage, in a job that began from what the first job left.
+fn begun_from(spec: &ConnectorSpec, job: u8, state: &[u8]) -> SinkWriter {
+    let identity = SinkIdentity {
+        job: JobId([job; 16]),
+        ..identity(1)
+    };
+    SinkWriter::restore(spec, identity, Box::new(|_| {}), state).expect("it restores")
+}
+
+#[test]
+fn a_job_that_begins_from_another_s_checkpoint_shows_what_that_one_had_prepared() {
+    let directory = temporary();
+    let files = files(directory.path());
+    let mut sink = start(&files);
+    sink.write(&batch(&["before"])).expect("written");
+    let state = sink.prepare(checkpoint(7)).expect("prepared");
+    drop(sink);
+
+    // Both of its numbers are those of another job: neither an attempt nor a checkpoint of its own is meant.
+    let mut next = begun_from(&files, 0x6b, &state);
+    next.write(&batch(&["after, and longer"])).expect("written");
+    next.commit(checkpoint(0)).expect("shown");
+    next.prepare(checkpoint(1)).expect("prepared");
+    next.commit(checkpoint(7)).expect("committed");
+    let shown = [
+        ("part-5a5a5a5a-2-0-00003-1-000007", "before\n"),
+        ("part-6b6b6b6b-2-0-00003-1-000001", "after, and longer\n"),
+    ];
+    let shown = shown.map(|(name, text)| (name.to_owned(), text.to_owned()));
+    assert_eq!(content(directory.path()), shown.clone().into());
+
+    // A third one, which begins from the same, finds it shown.
+    let mut third = begun_from(&files, 0x7c, &state);
+    third.commit(checkpoint(0)).expect("shown already");
+    assert_eq!(content(directory.path()), shown.into());
+}
+
+#[test]
+fn what_another_job_prepared_is_still_to_be_shown_after_the_next_failure() {
+    let directory = temporary();
+    let files = files(directory.path());
+    let mut sink = start(&files);
+    sink.write(&batch(&["before"])).expect("written");
+    let state = sink.prepare(checkpoint(7)).expect("prepared");
+    drop(sink);
+
+    let mut next = begun_from(&files, 0x6b, &state);
+    next.write(&batch(&["after"])).expect("written");
+    let state = next.prepare(checkpoint(1)).expect("prepared");
+    drop(next);
+    let mut next = begun_from(&files, 0x6b, &state);
+    next.commit(checkpoint(1)).expect("both shown");
+    let values: Vec<_> = content(directory.path()).into_values().collect();
+    assert_eq!(values, ["before\n", "after\n"]);
+}
+
 #[test]
 fn raw_records_have_nothing_added_and_large_outputs_roll() {
     let directory = temporary();
