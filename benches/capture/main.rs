@@ -71,7 +71,7 @@ fn main() -> anyhow::Result<()> {
         arguments.protection_only = true;
         arguments.kib.clear();
         arguments.rounds = arguments.rounds.min(5);
-        arguments.restores = arguments.restores.min(3);
+        arguments.restores = 1;
     }
     anyhow::ensure!(
         DirtyMethod::of_this_machine() == DirtyMethod::WriteProtection,

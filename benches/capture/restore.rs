@@ -94,11 +94,16 @@ pub(crate) fn restores(
     file.write_all(&memory)?;
     let (memory, file) = (Arc::new(memory), Arc::new(file));
     let source = Arc::new(Copy::of(&memory));
-    for percent in percents {
-        for way in ["whole", "lazy", "file"] {
+    for (number, percent) in percents.iter().enumerate() {
+        // What is laid over at once does not depend on what is written afterwards.
+        let ways: &[&str] = match number {
+            0 => &["whole", "lazy", "file"],
+            _ => &["lazy", "file"],
+        };
+        for way in ways {
             let mut took = Took::default();
             for round in 0..rounds {
-                let image = match way {
+                let image = match *way {
                     "whole" => MemoryImage::Whole(memory.to_vec()),
                     "lazy" => MemoryImage::Lazy(Arc::<Copy>::clone(&source)),
                     _ => MemoryImage::File(Arc::clone(&file)),
@@ -145,8 +150,10 @@ fn restore(
     let mut room = CaptureRoom::default();
     room.warm(task.instance.memory_bytes() as usize);
     let began = Instant::now();
-    task.instance.capture_changes(room)?;
+    let capture = task.instance.capture_changes(room)?;
     took.captured.push(began.elapsed());
+    // Not before: giving the buffer back takes longer than a capture.
+    drop(capture);
     Ok(())
 }
 
