@@ -233,7 +233,7 @@ pub(crate) struct Checkpoints {
 
 /// Taking a savepoint, or a look at those that are stored.
 #[derive(Args, Debug)]
-#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+#[command(subcommand_negates_reqs = true, subcommand_precedence_over_arg = true)]
 pub(crate) struct Savepoint {
     #[command(subcommand)]
     pub(crate) stored: Option<StoredSavepoints>,

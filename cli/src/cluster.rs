@@ -118,6 +118,8 @@ fn taskmanager_config(config: &Config, data_dir: &Path, name: &str, leader: Sock
     config.taskmanager.data_dir = data_dir.join(name);
     config.taskmanager.data_address = SocketAddr::from(([127, 0, 0, 1], 0));
     config.taskmanager.advertised_host = None;
+    // They would all be given the same.
+    config.taskmanager.metrics_address = None;
     config.taskmanager.jobmanagers = vec![leader.to_string()];
     config
 }

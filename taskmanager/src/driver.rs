@@ -15,6 +15,7 @@ use tracing::warn;
 
 use crate::draining::Draining;
 use crate::link::{Introduction, LinkEvent};
+use crate::metrics::{Metrics, Standing};
 use crate::perform::Performer;
 use crate::registry::Announcement;
 use crate::task::{Execution, TaskEvent};
@@ -49,6 +50,8 @@ pub(crate) struct Driver {
     pub(crate) drain_timeout: Duration,
     /// Its node in the registry, where there is one.
     pub(crate) announcement: Option<Announcement>,
+    /// What it tells of itself to others than its leader, if it does.
+    pub(crate) metrics: Option<Metrics>,
     pub(crate) state: State,
 }
 
@@ -126,7 +129,17 @@ impl Driver {
                 reason: reason.clone(),
             });
         }
-        self.say(|this| ToLeader::Report(this.performer.report()));
+        let report = self.performer.report();
+        if let Some(metrics) = &self.metrics {
+            metrics.reported(Standing {
+                slots: self.registration.slots,
+                has_leader: self.leader.borrow().is_some(),
+                is_draining: self.state.draining.is_some(),
+                warm: self.performer.warm().len(),
+                tasks: report.tasks.clone(),
+            });
+        }
+        self.say(|_| ToLeader::Report(report));
     }
 
     /// Asks for the tasks here to be moved; from now on every registration does.
@@ -249,6 +262,9 @@ impl Driver {
     }
 
     fn on_task(&mut self, event: TaskEvent) {
+        if let Some(metrics) = &self.metrics {
+            metrics.happened(&event);
+        }
         let message = match event {
             TaskEvent::State {
                 execution: Execution { job, task, attempt },

@@ -13,6 +13,7 @@ mod images;
 mod leaders;
 mod link;
 mod logs;
+mod metrics;
 mod modules;
 mod perform;
 mod prepare;
@@ -45,6 +46,7 @@ use exchange::{Incoming, OnBroken};
 use images::{Images, ImagesOptions};
 use link::LinkOptions;
 use logs::Logs;
+use metrics::Metrics;
 use modules::Modules;
 use perform::{Performer, Resources};
 use prepare::Sources;
@@ -80,6 +82,17 @@ pub enum StartError {
     /// The data address cannot be bound.
     #[error("cannot listen on taskmanager.data_address")]
     Bind(#[source] BindError),
+    /// The metrics' address cannot be bound.
+    #[error(
+        "cannot serve metrics at {address}: stop what uses it, or set taskmanager.metrics_address to another address (port 0: any free one)"
+    )]
+    Metrics {
+        /// The address.
+        address: SocketAddr,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
     /// The registry's options cannot be right.
     #[error("cannot open the registry in ZooKeeper")]
     Registry(#[source] tidemill_coordination::OpenError),
@@ -95,6 +108,7 @@ pub enum StartError {
 pub struct TaskManagerHandle {
     id: TaskManagerId,
     data_address: SocketAddr,
+    metrics_address: Option<SocketAddr>,
     wanted: watch::Sender<Wanted>,
     stopped: watch::Receiver<bool>,
     runtime: Option<tokio::runtime::Runtime>,
@@ -120,6 +134,12 @@ impl TaskManagerHandle {
     #[must_use]
     pub fn data_address(&self) -> SocketAddr {
         self.data_address
+    }
+
+    /// The address at which its metrics are, if they are anywhere.
+    #[must_use]
+    pub fn metrics_address(&self) -> Option<SocketAddr> {
+        self.metrics_address
     }
 
     /// Asks it to leave: its tasks are moved elsewhere first, for which it waits no longer than
@@ -194,7 +214,7 @@ pub async fn start(
         let handle = runtime.handle().clone();
         runtime.spawn(async move { build(&config, &credentials, handle, asked).await })
     };
-    let (driver, id, data_address) = match built.await {
+    let (driver, id, data_address, metrics_address) = match built.await {
         Ok(Ok(built)) => built,
         // A runtime that is dropped waits for its threads, which the caller's own does not allow.
         Ok(Err(error)) => {
@@ -214,6 +234,7 @@ pub async fn start(
     Ok(TaskManagerHandle {
         id,
         data_address,
+        metrics_address,
         wanted,
         stopped,
         runtime: Some(runtime),
@@ -268,8 +289,9 @@ async fn build(
     credentials: &Credentials,
     runtime: Handle,
     wanted: watch::Receiver<Wanted>,
-) -> Result<(Driver, TaskManagerId, SocketAddr), StartError> {
+) -> Result<(Driver, TaskManagerId, SocketAddr, Option<SocketAddr>), StartError> {
     let options = &config.taskmanager;
+    let (metrics, metrics_address) = metrics(options.metrics_address).await?;
     let endpoint = Endpoint::bind(options.data_address, credentials, transport_options(config));
     let endpoint = endpoint.map_err(StartError::Bind)?;
     let data_address = endpoint.local_address();
@@ -322,9 +344,23 @@ async fn build(
         wanted,
         drain_timeout: Duration::from_millis(options.drain_timeout_ms),
         announcement,
+        metrics,
         state: State::default(),
     };
-    Ok((driver, id, data_address))
+    Ok((driver, id, data_address, metrics_address))
+}
+
+/// Serves metrics at an address, if there is one.
+async fn metrics(
+    address: Option<SocketAddr>,
+) -> Result<(Option<Metrics>, Option<SocketAddr>), StartError> {
+    let Some(address) = address else {
+        return Ok((None, None));
+    };
+    let metrics = Metrics::default();
+    let bound = metrics.serve(address).await;
+    let bound = bound.map_err(|source| StartError::Metrics { address, source })?;
+    Ok((Some(metrics), Some(bound)))
 }
 
 /// What tasks are made with.

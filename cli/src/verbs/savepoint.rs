@@ -5,8 +5,7 @@ use std::sync::mpsc::{Receiver, RecvTimeoutError};
 use std::time::{Duration, Instant};
 
 use tidemill_jobmanager::views::{
-    JobStatus, JobSummary, SavepointKind, SavepointRequestStatus, SavepointRequestView,
-    SavepointView,
+    JobSummary, SavepointKind, SavepointRequestStatus, SavepointRequestView, SavepointView,
 };
 
 use super::Session;
@@ -26,14 +25,24 @@ const LOOK_INTERVAL: Duration = Duration::from_millis(500);
 /// The code of the answer of a leader that has not heard of a request: an earlier one took it.
 const UNKNOWN_REQUEST: &str = "unknown-request";
 
+/// How many of a request's last digits are in the path that a leader chooses for it.
+const REQUEST_DIGITS: usize = 12;
+
 /// The codes of answers about a place at which none has been written to its end.
 const NOT_WRITTEN: [&str; 2] = ["unknown-savepoint", "savepoint-damaged"];
 
 pub(crate) fn savepoint(session: &Session, options: &Savepoint) -> Result<Exit, Failure> {
-    if let Some(stored) = &options.stored {
-        return savepoints::stored(session, stored).map(|()| Exit::Success);
-    }
-    let job = options.job.as_deref().unwrap_or_default();
+    let job = match (&options.stored, &options.job) {
+        (Some(stored), None) => {
+            return savepoints::stored(session, stored).map(|()| Exit::Success);
+        }
+        (Some(_), Some(job)) => {
+            let message = format!("`savepoint {job}` is followed by another verb of savepoints");
+            return Err(Failure::new(Exit::Usage, message)
+                .help("leave the job out to look at what is stored; a savepoint's path that is a verb's name needs a directory, as in savepoints/list"));
+        }
+        (None, job) => job.as_deref().unwrap_or_default(),
+    };
     take(
         session,
         job,
@@ -174,15 +183,14 @@ impl Following<'_> {
         if failure.code() != Some(UNKNOWN_REQUEST) {
             return Err(failure);
         }
-        let written = self.written_by_now()?;
-        let found = newer(&written, &self.job);
+        let found = self.written_by_now()?;
         let (name, verb) = match self.stop {
             true => (&self.job.name, "stop"),
             false => (&self.job.name, "savepoint"),
         };
         let Some(found) = found else {
             let message = format!(
-                "the JobManager that was to write the savepoint of {name} does not lead any more, and none was written: the one that leads knows nothing of request {}",
+                "the JobManager that leads knows nothing of request {} for a savepoint of {name}, and none was written for it: what was asked of an earlier leader is dropped",
                 self.id
             );
             return Err(Failure::new(Exit::Failed, message)
@@ -204,22 +212,23 @@ impl Following<'_> {
         }
         self.progress
             .note("the JobManager that wrote the savepoint does not lead any more");
-        Ok(Ending::Written(self.completed(found)))
+        Ok(Ending::Written(self.completed(&found)))
     }
 
-    /// The savepoints that may be the one which was asked for.
-    fn written_by_now(&self) -> Result<Vec<SavepointView>, Failure> {
+    /// The savepoint that was asked for, if an earlier leader has written it.
+    fn written_by_now(&self) -> Result<Option<SavepointView>, Failure> {
         let Some(directory) = &self.directory else {
-            return self.client.savepoints();
+            let mut all = self.client.savepoints()?.into_iter();
+            return Ok(all.find(|savepoint| is_named_for(savepoint, &self.job.id, &self.id)));
         };
         match self.client.savepoint(directory) {
-            Ok(savepoint) => Ok(vec![savepoint]),
+            Ok(savepoint) => Ok(Some(savepoint).filter(|found| is_newer(found, &self.job))),
             Err(failure)
                 if failure
                     .code()
                     .is_some_and(|code| NOT_WRITTEN.contains(&code)) =>
             {
-                Ok(Vec::new())
+                Ok(None)
             }
             Err(failure) => Err(failure),
         }
@@ -277,18 +286,18 @@ impl Following<'_> {
     }
 }
 
-/// The savepoint of a job that was taken after the job was in this state.
-fn newer<'s>(written: &'s [SavepointView], job: &JobSummary) -> Option<&'s SavepointView> {
+/// Whether it is at the place that a leader chooses for a request.
+fn is_named_for(savepoint: &SavepointView, job: &str, request: &str) -> bool {
+    let end = request.get(request.len().saturating_sub(REQUEST_DIGITS)..);
+    end.is_some_and(|end| savepoint.path.ends_with(&format!("/{job}-{end}")))
+}
+
+/// Whether it was taken after the job was in this state.
+fn is_newer(savepoint: &SavepointView, job: &JobSummary) -> bool {
     let before = job.last_checkpoint.as_deref().and_then(epoch_and_counter);
-    // A job that has stopped by now was last seen at the savepoint's own checkpoint.
-    let has_ended = job.status == JobStatus::Finished;
-    let is_meant = |savepoint: &&SavepointView| {
-        let taken = epoch_and_counter(&savepoint.checkpoint);
-        let is_newer = taken > before || (has_ended && taken == before);
-        savepoint.kind == SavepointKind::Savepoint && savepoint.job == job.id && is_newer
-    };
-    let key = |savepoint: &&SavepointView| epoch_and_counter(&savepoint.checkpoint);
-    written.iter().filter(is_meant).max_by_key(key)
+    let taken = epoch_and_counter(&savepoint.checkpoint);
+    let is_savepoint = savepoint.kind == SavepointKind::Savepoint;
+    is_savepoint && savepoint.job == job.id && taken > before
 }
 
 /// `epoch.counter` in the order of numbers.
@@ -301,12 +310,13 @@ fn epoch_and_counter(id: &str) -> Option<(u64, u64)> {
 mod tests {
     use super::*;
     use std::collections::BTreeMap;
+    use tidemill_jobmanager::views::JobStatus;
 
-    fn job(last_checkpoint: Option<&str>, status: JobStatus) -> JobSummary {
+    fn job(last_checkpoint: Option<&str>) -> JobSummary {
         JobSummary {
             id: "0a".into(),
             name: "count".into(),
-            status,
+            status: JobStatus::Running,
             message: None,
             submitted_at_ms: 0,
             ended_at_ms: None,
@@ -341,22 +351,28 @@ mod tests {
     }
 
     #[test]
-    fn what_an_earlier_leader_wrote_is_told_from_older_and_other_savepoints() {
-        let running = job(Some("3.9"), JobStatus::Running);
-        let written = [
-            stored("sp/old", "0a", "3.9"),
-            stored("sp/other", "0b", "3.11"),
-            stored("sp/mine", "0a", "3.10"),
-        ];
-        let found =
-            |job: &JobSummary| newer(&written, job).map(|savepoint| savepoint.path.as_str());
-        assert_eq!(found(&running), Some("sp/mine"));
-        assert_eq!(found(&job(Some("4.1"), JobStatus::Running)), None);
-        assert_eq!(found(&job(Some("3.10"), JobStatus::Running)), None);
-        assert_eq!(
-            found(&job(Some("3.10"), JobStatus::Finished)),
-            Some("sp/mine")
-        );
-        assert_eq!(found(&job(None, JobStatus::Running)), Some("sp/mine"));
+    fn what_was_at_a_named_place_before_is_not_what_was_asked_for() {
+        let is_new = |last, savepoint: SavepointView| is_newer(&savepoint, &job(last));
+        assert!(is_new(Some("3.9"), stored("sp/x", "0a", "3.10")));
+        assert!(is_new(Some("3.9"), stored("sp/x", "0a", "4.1")));
+        assert!(is_new(None, stored("sp/x", "0a", "3.1")));
+        assert!(!is_new(Some("3.9"), stored("sp/x", "0a", "3.9")));
+        assert!(!is_new(Some("3.9"), stored("sp/x", "0b", "3.10")));
+        let kept = SavepointView {
+            kind: SavepointKind::Checkpoint,
+            ..stored("sp/x", "0a", "3.10")
+        };
+        assert!(!is_new(Some("3.9"), kept));
+    }
+
+    #[test]
+    fn what_an_earlier_leader_wrote_at_a_chosen_place_is_told_by_its_name() {
+        let request = "0123456789abcdef01230123456789ab";
+        let is_it = |path: &str| is_named_for(&stored(path, "0a", "1.1"), "0a", request);
+        assert!(is_it("savepoints/0a-0123456789ab"));
+        assert!(is_it("other/place/0a-0123456789ab"));
+        assert!(!is_it("savepoints/0b-0123456789ab"));
+        assert!(!is_it("savepoints/0a-ffffffffffff"));
+        assert!(!is_named_for(&stored("sp/0a-", "0a", "1.1"), "0a", "é"));
     }
 }

@@ -44,6 +44,7 @@ pub(crate) fn taskmanager(options: &Process) -> Result<(), Failure> {
             "pid": std::process::id(),
             "id": handle.id(),
             "data_address": handle.data_address(),
+            "metrics_address": handle.metrics_address(),
         });
         write_addresses(&config.taskmanager.data_dir, &addresses)?;
         info!(id = %handle.id(), data = %handle.data_address(), "listening");

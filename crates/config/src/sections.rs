@@ -212,6 +212,12 @@ pub struct TaskManager {
     /// The host that others are told to use; `None`: that of `data_address`.
     #[serde(deserialize_with = "text_or_none", serialize_with = "none_as_empty")]
     pub advertised_host: Option<String>,
+    /// Where its metrics are served, for Prometheus; `None`: nowhere. Port 0 for any.
+    #[serde(
+        deserialize_with = "socket_address_or_none",
+        serialize_with = "none_as_empty"
+    )]
+    pub metrics_address: Option<SocketAddr>,
     /// The JobManagers, each `host:port`.
     pub jobmanagers: Vec<String>,
     /// The longest pause between two attempts to reach a JobManager, in milliseconds.
@@ -423,10 +429,23 @@ fn none_as_empty<S: Serializer, T: Serialize>(
     }
 }
 
-fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+fn socket_address_or_none<'de, D: Deserializer<'de>>(
+    deserializer: D,
+) -> Result<Option<SocketAddr>, D::Error> {
     let text = String::deserialize(deserializer)?;
+    match text.as_str() {
+        "" => Ok(None),
+        text => parsed(text).map(Some),
+    }
+}
+
+fn socket_address<'de, D: Deserializer<'de>>(deserializer: D) -> Result<SocketAddr, D::Error> {
+    parsed(&String::deserialize(deserializer)?)
+}
+
+fn parsed<E: serde::de::Error>(text: &str) -> Result<SocketAddr, E> {
     text.parse().map_err(|_| {
-        serde::de::Error::custom(format!(
+        E::custom(format!(
             "`{text}` is not an address to listen on: expected IP:PORT, such as 127.0.0.1:7420 or [::1]:7420"
         ))
     })

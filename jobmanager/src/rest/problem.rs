@@ -174,7 +174,7 @@ impl From<SubmitError> for Refusal {
             SubmitError::Connector { .. } => unprocessable("connector-refused", error),
             SubmitError::Option(_) => Self::bad_request("bad-option", error),
             SubmitError::From { .. } => unprocessable("savepoint-refused", error)
-                .help("`tidemill savepoint list` shows the savepoints of this cluster"),
+                .help("`tidemill savepoint show PATH` tells what it was taken of; it fits the same module, parameters and parallelism"),
             SubmitError::OutputInUse { .. } => {
                 Self::new(StatusCode::CONFLICT, "output-in-use", error)
             }

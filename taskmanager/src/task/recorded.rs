@@ -119,7 +119,7 @@ mod tests {
 
     #[test]
     fn nothing_is_no_bytes_and_damage_is_an_error() {
-        assert_eq!(Recorded::default().encode(), []);
+        assert_eq!(Recorded::default().encode(), Vec::<u8>::new());
         assert_eq!(Recorded::decode(&[]), Ok(Recorded::default()));
         assert!(Recorded::decode(b"RF\x01\x00\xff").is_err());
         assert!(Recorded::decode(b"no").is_err());

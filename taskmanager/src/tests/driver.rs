@@ -91,6 +91,7 @@ fn start(drain_timeout: Duration) -> Subject {
         wanted: asked,
         drain_timeout,
         announcement: None,
+        metrics: None,
         state: State::default(),
     };
     Subject {

@@ -184,6 +184,7 @@ fn a_value_that_cannot_be_says_what_can() {
             "taskmanager.data_address=0.0.0.0:0",
             "taskmanager.advertised_host",
         ),
+        ("taskmanager.metrics_address=9100", "IP:PORT"),
         ("taskmanager.jobmanagers=one", "host:port"),
         ("taskmanager.jobmanagers=", "at least one"),
         ("taskmanager.memory_max_bytes=4294967297", "4 GiB"),
@@ -390,6 +391,20 @@ fn a_job_overrules_its_own_sections_and_no_other() {
         job("restart.strategy", "maybe")
             .unwrap_err()
             .contains("fixed-delay")
+    );
+}
+
+#[test]
+fn metrics_of_taskmanagers_are_served_where_an_address_is_given() {
+    let address = |text: &str| {
+        let set = format!("taskmanager.metrics_address={text}");
+        let config = Config::load(None, [], &[set]).expect("a good setting");
+        config.taskmanager.metrics_address
+    };
+    assert_eq!(address(""), None);
+    assert_eq!(
+        address("[::1]:0"),
+        Some("[::1]:0".parse().expect("an address"))
     );
 }
 
