@@ -76,10 +76,7 @@ impl Recorded {
     }
 
     /// The frames of a channel, in order. Their numbers are those of no stream.
-    pub(crate) fn frames(
-        &self,
-        channel: ChannelId,
-    ) -> impl DoubleEndedIterator<Item = Frame> + '_ {
+    pub(crate) fn frames(&self, channel: ChannelId) -> impl DoubleEndedIterator<Item = Frame> + '_ {
         let of_channel = self.channels.iter().filter(move |(id, _)| *id == channel);
         of_channel.flat_map(|(_, bodies)| bodies).map(|body| Frame {
             sequence: 0,
@@ -103,15 +100,26 @@ mod tests {
 
     #[test]
     fn frames_come_back_by_channel_in_order_without_barriers() {
-        let [one, other] = [0, 1].map(|from| ChannelId { edge: 3, from, to: 0 });
+        let [one, other] = [0, 1].map(|from| ChannelId {
+            edge: 3,
+            from,
+            to: 0,
+        });
         let mut recorded = Recorded::default();
         recorded.add(one, &frame(FrameBody::Data(Bytes::from_static(b"a"))));
         recorded.add(other, &frame(FrameBody::Watermark(-7)));
-        recorded.add(one, &frame(FrameBody::Barrier(CheckpointId::new(Epoch(1), 1))));
+        recorded.add(
+            one,
+            &frame(FrameBody::Barrier(CheckpointId::new(Epoch(1), 1))),
+        );
         recorded.add(one, &frame(FrameBody::Data(Bytes::from(vec![200; 300]))));
         recorded.add(one, &frame(FrameBody::EndOfInput));
         let back = Recorded::decode(&recorded.encode()).expect("own bytes decode");
-        let bodies = |channel| back.frames(channel).map(|frame| frame.body).collect::<Vec<_>>();
+        let bodies = |channel| {
+            back.frames(channel)
+                .map(|frame| frame.body)
+                .collect::<Vec<_>>()
+        };
         let data = |bytes: &[u8]| FrameBody::Data(Bytes::copy_from_slice(bytes));
         assert_eq!(bodies(one), [data(b"a"), data(&[200; 300])]);
         assert_eq!(bodies(other), [FrameBody::Watermark(-7)]);

@@ -34,9 +34,7 @@ impl Subject {
 }
 
 fn image(world: &World, acknowledged: &CheckpointAcknowledgement) -> Image {
-    let read = world
-        .store
-        .read_image(JOB, TASK, &acknowledged.manifest);
+    let read = world.store.read_image(JOB, TASK, &acknowledged.manifest);
     world.runtime.block_on(read).expect("stored").0
 }
 
@@ -81,7 +79,10 @@ fn frames_in_front_of_a_late_barrier_are_recorded_and_processed_meanwhile() {
     assert!(!aligned.stats.unaligned && aligned.stats.channel_bytes == 0);
     task.word(checkpoint(1, 2), CheckpointWord::Complete);
     task.committed(&world);
-    assert_eq!(world.visible(), ["before", "after", "late", "later", "next"]);
+    assert_eq!(
+        world.visible(),
+        ["before", "after", "late", "later", "next"]
+    );
     task.stop();
 }
 
@@ -95,7 +96,11 @@ fn a_late_channel_that_ends_is_recorded_to_its_end_and_ended_only_afterwards() {
     let image = image(&world, &acknowledged);
     assert_eq!(recorded(&image, 1), [data("last")]);
     let host: HostState = codec::decode(&image.host_state).expect("own state");
-    assert_eq!(host.ended_channels, [], "its sender says again that it has ended");
+    assert_eq!(
+        host.ended_channels,
+        [],
+        "its sender says again that it has ended"
+    );
     task.wait_processed(0);
     task.stop();
 }
