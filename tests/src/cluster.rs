@@ -97,7 +97,8 @@ impl Cluster {
             directory.path().join("tidemill.toml"),
             options.configuration(directory.path(), &servers),
         )?;
-        let launcher = Launcher::new(directory.path(), network)?;
+        let mut launcher = Launcher::new(directory.path(), network)?;
+        launcher.environment.clone_from(&options.environment);
         launcher.issue_certificates()?;
         let jobmanagers = start_jobmanagers(&launcher, &options.jobmanager_names())?;
         let token = launcher.network.as_ref().map(|_| TOKEN);

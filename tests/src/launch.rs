@@ -34,6 +34,8 @@ pub(crate) struct Launcher {
     pub(crate) network: Option<Network>,
     /// The fault points at which processes are to crash, by their names.
     pub(crate) fault_points: BTreeMap<String, String>,
+    /// Variables of every process.
+    pub(crate) environment: Vec<(String, String)>,
 }
 
 impl Launcher {
@@ -43,6 +45,7 @@ impl Launcher {
             directory: directory.to_owned(),
             network,
             fault_points: BTreeMap::new(),
+            environment: Vec::new(),
         })
     }
 
@@ -161,6 +164,7 @@ impl Launcher {
         clean_environment(&mut command)
             .args([kind, "--config"])
             .arg(self.directory.join("tidemill.toml"))
+            .envs(self.environment.iter().cloned())
             .current_dir(&self.directory);
         command
     }

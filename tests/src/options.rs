@@ -19,6 +19,8 @@ pub struct ClusterOptions {
     pub has_network: bool,
     /// Settings of every process, beside what a cluster in one directory needs: key and value.
     pub settings: Vec<(&'static str, String)>,
+    /// Variables of every process, beside those of the test: name and value.
+    pub environment: Vec<(String, String)>,
 }
 
 impl Default for ClusterOptions {
@@ -37,6 +39,7 @@ impl Default for ClusterOptions {
             slots: 2,
             has_network: false,
             settings: settings.map(|(key, value)| (key, value.to_owned())).into(),
+            environment: Vec::new(),
         }
     }
 }
@@ -92,7 +95,6 @@ impl ClusterOptions {
         let path = |name: &str| Value::from(directory.join(name).to_string_lossy().as_ref());
         let store = format!("file://{}", directory.join("store").display());
         let mut lines = vec![
-            ("cluster.checkpoint_store_url", Value::from(store)),
             ("tls.dir", path("tls")),
             ("log.format", Value::from("json")),
         ];
@@ -100,6 +102,10 @@ impl ClusterOptions {
             lines.push(("cluster.coordination", Value::from("zookeeper")));
             lines.push(("zookeeper.servers", Value::from(servers)));
             lines.push(("zookeeper.root", Value::from("/tidemill-tests")));
+        }
+        let store_key = "cluster.checkpoint_store_url";
+        if self.settings.iter().all(|(key, _)| *key != store_key) {
+            lines.push((store_key, Value::from(store)));
         }
         for (key, text) in &self.settings {
             let value = match text.parse::<u64>() {

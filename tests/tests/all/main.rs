@@ -9,6 +9,7 @@ mod faults;
 mod ha;
 mod images;
 mod kills;
+mod object_store;
 mod operations;
 mod refusals;
 mod runs;
