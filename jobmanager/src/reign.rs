@@ -400,7 +400,7 @@ impl Reign {
         }
         self.performer.expect_submission(record.id, view, reply);
         self.tell(Event::JobSubmitted {
-            record,
+            record: Box::new(record),
             graph,
             pointers,
         });

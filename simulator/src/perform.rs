@@ -248,7 +248,7 @@ impl World {
         self.tell_leader(
             node,
             leader::Event::JobSubmitted {
-                record,
+                record: Box::new(record),
                 graph: spec.graph(),
                 pointers: CheckpointPointers::default(),
             },

@@ -147,7 +147,7 @@ impl Leader {
                 record,
                 graph,
                 pointers,
-            } => self.submitted(record, graph, pointers),
+            } => self.submitted(*record, graph, pointers),
             Event::SavepointRequested {
                 job,
                 id,

@@ -1,5 +1,6 @@
 //! What a leader is told and what it wants: the table of contents of a JobManager.
 
+use alloc::boxed::Box;
 use alloc::collections::BTreeMap;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -18,7 +19,7 @@ pub enum Event {
     /// A user submits a job; its module and graph are stored already, its record is not.
     JobSubmitted {
         /// The record to store.
-        record: JobRecord,
+        record: Box<JobRecord>,
         /// Its graph, checked and resolved.
         graph: ExecutionGraph,
         /// The checkpoint that it begins from, if it begins from one: its objects are stored already. Published before

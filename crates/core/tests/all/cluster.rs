@@ -240,7 +240,7 @@ impl Cluster {
     pub(crate) fn submit(&mut self, record: JobRecord, graph: ExecutionGraph) {
         self.graphs.insert(record.id, graph.clone());
         self.tell(Event::JobSubmitted {
-            record,
+            record: Box::new(record),
             graph,
             pointers: CheckpointPointers::default(),
         });
@@ -273,7 +273,7 @@ impl Cluster {
             completed: [pointer].into(),
         };
         self.tell(Event::JobSubmitted {
-            record,
+            record: Box::new(record),
             graph,
             pointers,
         });
