@@ -19,7 +19,7 @@ use crate::handle::QueryError;
 use crate::standing::RegistryState;
 use crate::views::{
     ClusterView, EdgeView, EventView, FailureView, JobDetail, JobMetricsView, JobStatus,
-    JobSummary, NodeStatus, NodeView, OptionsView, ProgressView, StageView, TaskStatus, TaskView,
+    JobSummary, NodeStatus, NodeView, OptionsView, ProgressView, StageView, StandbyView, TaskStatus, TaskView,
 };
 
 /// Joins the machines' time to this process's clocks.
@@ -440,6 +440,14 @@ fn tasks(job: &Job) -> Vec<TaskView> {
         },
         attempt: job.attempt(*id).map(|attempt| attempt.to_string()),
         task_manager: job.placements().get(id).map(ToString::to_string),
+        standby: job.keepers().get(id).map(|keeper| StandbyView {
+            task_manager: keeper.to_string(),
+            checkpoint: job
+                .warm()
+                .get(keeper)
+                .and_then(|images| images.get(id))
+                .map(ToString::to_string),
+        }),
         timings: task.timings.into(),
         progress: task.progress.as_ref().map(progress).unwrap_or_default(),
     };

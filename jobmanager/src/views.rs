@@ -200,10 +200,21 @@ pub struct TaskView {
     pub attempt: Option<String>,
     /// Where it runs.
     pub task_manager: Option<String>,
+    /// Who keeps its last image at hand, where a standby is wished.
+    pub standby: Option<StandbyView>,
     /// How long the steps of its last deployment took.
     pub timings: TimingsView,
     /// What it has done since its attempt began.
     pub progress: ProgressView,
+}
+
+/// The TaskManager that keeps a task's last image at hand.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct StandbyView {
+    /// Which.
+    pub task_manager: String,
+    /// The newest checkpoint of which the image is there whole, `epoch.counter`; none as long as there is none.
+    pub checkpoint: Option<String>,
 }
 
 /// What a task has done since its attempt began.

@@ -61,6 +61,10 @@ fn task() -> TaskView {
         status: TaskStatus::Running,
         attempt: Some("3.2".into()),
         task_manager: Some("worker-1".into()),
+        standby: Some(StandbyView {
+            task_manager: "worker-2".into(),
+            checkpoint: Some("3.7".into()),
+        }),
         timings: TimingsView {
             module_us: 1,
             fetch_us: 2,
