@@ -108,9 +108,10 @@ impl ClusterOptions {
             lines.push((store_key, Value::from(store)));
         }
         for (key, text) in &self.settings {
-            let value = match text.parse::<u64>() {
-                Ok(number) => Value::from(number),
-                Err(_) => Value::from(text.as_str()),
+            let value = match (text.parse::<u64>(), text.parse::<bool>()) {
+                (Ok(number), _) => Value::from(number),
+                (_, Ok(switch)) => Value::from(switch),
+                _ => Value::from(text.as_str()),
             };
             lines.push((key, value));
         }

@@ -1,32 +1,24 @@
 //! What listens where the sink `socket` sends to: it notes when lines arrive, and keeps them for the oracle.
 //!
 //! The moments are of this process's monotonic clock, taken when a read returns: what is measured is what a user of the
-//! stream would see. It never answers anything; it may be slow, so that whoever sends to it has to wait.
+//! stream would see. It never answers anything.
 
 use std::fmt;
 use std::io::Read as _;
 use std::net::{TcpListener, TcpStream};
-use std::os::fd::AsRawFd as _;
-use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::thread;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, ensure};
+use anyhow::Context;
 use serde_json::Value;
-
-/// What the system keeps of a slow connection that was not read yet, in bytes: so little that its sender notices soon.
-const SLOW_BUFFER_BYTES: libc::c_int = 16 << 10;
-/// What is read at once of a slow connection.
-const SLOW_READ_BYTES: usize = 1 << 10;
 
 /// A listener, and all that came.
 #[derive(Debug)]
 pub struct Receiver {
     address: String,
     is_closed: Arc<AtomicBool>,
-    /// What is read of a connection in a second; 0: all that comes.
-    bytes_per_second: Arc<AtomicU64>,
     state: Arc<Mutex<State>>,
 }
 
@@ -58,55 +50,23 @@ impl Receiver {
     /// When there is none.
     pub fn listen(host: &str) -> anyhow::Result<Self> {
         let listener = TcpListener::bind((host, 0)).with_context(|| format!("bind to {host}"))?;
-        Self::of(listener, 0)
-    }
-
-    /// Listens on a free port of `host`, and reads so many bytes of each connection in a second.
-    ///
-    /// # Errors
-    /// When there is none.
-    pub fn listen_slowly(host: &str, bytes_per_second: u64) -> anyhow::Result<Self> {
-        let listener = TcpListener::bind((host, 0)).with_context(|| format!("bind to {host}"))?;
-        let room = SLOW_BUFFER_BYTES;
-        // SAFETY: the descriptor is open, and the pointer is to as many bytes as is said and lives as long as the call.
-        let status = unsafe {
-            libc::setsockopt(
-                listener.as_raw_fd(),
-                libc::SOL_SOCKET,
-                libc::SO_RCVBUF,
-                (&raw const room).cast(),
-                size_of::<libc::c_int>() as libc::socklen_t,
-            )
-        };
-        ensure!(status == 0, "{}", std::io::Error::last_os_error());
-        Self::of(listener, bytes_per_second)
-    }
-
-    fn of(listener: TcpListener, bytes_per_second: u64) -> anyhow::Result<Self> {
         let receiver = Self {
             address: listener.local_addr()?.to_string(),
             is_closed: Arc::default(),
-            bytes_per_second: Arc::new(AtomicU64::new(bytes_per_second)),
             state: Arc::default(),
         };
         let (is_closed, state) = (Arc::clone(&receiver.is_closed), Arc::clone(&receiver.state));
-        let rate = Arc::clone(&receiver.bytes_per_second);
         thread::spawn(move || {
             while let Ok((stream, _)) = listener.accept() {
                 if is_closed.load(Ordering::Relaxed) {
                     return;
                 }
-                let (state, rate) = (Arc::clone(&state), Arc::clone(&rate));
+                let state = Arc::clone(&state);
                 lock(&state).connections += 1;
-                thread::spawn(move || receive(stream, &state, &rate));
+                thread::spawn(move || receive(stream, &state));
             }
         });
         Ok(receiver)
-    }
-
-    /// From now on everything is read as soon as it comes.
-    pub fn hurry(&self) {
-        self.bytes_per_second.store(0, Ordering::Relaxed);
     }
 
     /// Where it listens, `host:port`.
@@ -165,22 +125,11 @@ fn lock(state: &Mutex<State>) -> MutexGuard<'_, State> {
 }
 
 /// Takes a connection's lines until it ends. The sink sends whole lines; one that a killed task cut short is not one.
-fn receive(mut stream: TcpStream, state: &Mutex<State>, bytes_per_second: &AtomicU64) {
+fn receive(mut stream: TcpStream, state: &Mutex<State>) {
     let mut buffer = vec![0; 64 << 10];
     let mut rest = Vec::new();
-    loop {
-        let rate = bytes_per_second.load(Ordering::Relaxed);
-        let room = match rate {
-            0 => buffer.len(),
-            _ => SLOW_READ_BYTES,
-        };
-        let Ok(length @ 1..) = stream.read(&mut buffer[..room]) else {
-            return;
-        };
+    while let Ok(length @ 1..) = stream.read(&mut buffer) {
         let now = Instant::now();
-        if let Some(pause_us) = (length as u64 * 1_000_000).checked_div(rate) {
-            thread::sleep(Duration::from_micros(pause_us));
-        }
         rest.extend_from_slice(&buffer[..length]);
         let mut state = lock(state);
         state.arrivals.push(now);

@@ -260,8 +260,9 @@ fn configuration(directory: &Path, settings: &[(&str, &str)]) -> String {
     ];
     let mut text = String::new();
     for (key, value) in all.iter().chain(settings) {
-        // Numbers and lists are written alike in TOML; anything else is text.
-        let is_text = value.parse::<u64>().is_err() && !value.starts_with('[');
+        // Numbers, switches and lists are written alike in TOML; anything else is text.
+        let is_plain = value.parse::<u64>().is_ok() || value.parse::<bool>().is_ok();
+        let is_text = !is_plain && !value.starts_with('[');
         let value = match is_text {
             true => Value::from(*value).to_string(),
             false => (*value).to_owned(),

@@ -260,12 +260,13 @@ impl Source for Stateful {
             (self.began_ms, self.now_ms) = (now_ms, now_ms);
             return Next::Idle { until_ms: now_ms };
         }
+        // A table that is being looked at stays as it is.
+        if self.next == self.count {
+            return self.end(now_ms);
+        }
         self.pass_to(now_ms);
         if self.table.writes < self.writes_due / 1000 {
             self.table.write();
-        }
-        if self.next == self.count {
-            return self.end(now_ms);
         }
         if self.rate > 0 && self.next >= (now_ms - self.began_ms) * self.rate / 1000 {
             return Next::Idle {

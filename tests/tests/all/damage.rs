@@ -63,7 +63,7 @@ fn a_flipped_bit_anywhere_sends_the_job_back_to_the_checkpoint_before() -> anyho
                     name: &format!("flip-{number}"),
                     mib: 1,
                     tasks: 1,
-                    seconds: 5,
+                    seconds: 9,
                     has_exchange: false,
                     more: &[],
                 },

@@ -1,7 +1,7 @@
 //! A process crashes at every step of making, publishing and deleting a checkpoint, each tried by name: the job ends with
 //! exact output, and once it has ended nothing of its checkpoints is left in the store.
 
-use anyhow::Context;
+use anyhow::{Context, ensure};
 use tidemill_tests::{Cluster, ClusterOptions};
 
 use crate::common::{REACTION_LIMIT, keyed_count, wait_for_no_leftovers};
@@ -18,21 +18,36 @@ fn two_taskmanagers() -> ClusterOptions {
     .set("checkpoints.interval_ms", 200)
 }
 
-/// Runs a job on a cluster one of whose processes crashes at this point; it comes back at once.
-fn crash_at(cluster: &mut Cluster, process: &str, point: &str) -> anyhow::Result<()> {
-    let is_jobmanager = process == "jobmanager";
+/// Starts a process again, which crashes at this point.
+fn restart_armed(cluster: &mut Cluster, process: &str, point: &str) -> anyhow::Result<()> {
     cluster.arm(process, point);
-    if is_jobmanager {
+    if process == "jobmanager" {
         cluster.jobmanager().kill()?;
         cluster.restart_jobmanager()?;
     } else {
         cluster.taskmanagers()[0].kill()?;
         cluster.restart_taskmanagers()?;
     }
-    cluster.wait_for_registration()?;
     cluster.disarm();
+    Ok(())
+}
+
+/// Runs a job on a cluster one of whose processes crashes at this point; it comes back at once.
+fn crash_at(cluster: &mut Cluster, process: &str, point: &str) -> anyhow::Result<()> {
+    let is_jobmanager = process == "jobmanager";
     let name = point.replace([':', '.'], "-");
+    // A TaskManager is to pass the point with tasks that began on it; a JobManager's first deletions may be those of its
+    // take-over, while it runs nothing yet.
+    if !is_jobmanager {
+        restart_armed(cluster, process, point)?;
+    }
     let running = keyed_count(cluster, &name, JOB_SECONDS)?;
+    if is_jobmanager {
+        running
+            .job
+            .wait_for_checkpoints(cluster, 1, REACTION_LIMIT)?;
+        restart_armed(cluster, process, point)?;
+    }
     let what = format!("the crash at {point}");
     cluster.wait_for(&what, REACTION_LIMIT, |cluster| {
         let has_crashed = match is_jobmanager {
@@ -68,4 +83,84 @@ fn a_taskmanager_crashes_at_every_step_of_storing_a_capture() -> anyhow::Result<
             "capture.manifest-written:5",
         ],
     )
+}
+
+#[test]
+fn the_jobmanager_crashes_at_every_step_of_publishing() -> anyhow::Result<()> {
+    crash_at_each(
+        "jobmanager",
+        &[
+            "publish.before-metadata:3",
+            "publish.metadata-written:3",
+            "publish.pointer-written:3",
+            "publish.complete-sent:3",
+        ],
+    )
+}
+
+#[test]
+fn the_jobmanager_crashes_at_every_step_of_deleting() -> anyhow::Result<()> {
+    crash_at_each(
+        "jobmanager",
+        &[
+            "delete.listed:2",
+            "delete.between-objects:3",
+            "delete.done:2",
+        ],
+    )
+}
+
+/// What a crash leaves of a savepoint is none; it can be taken again at the same place, and the job runs on.
+#[test]
+fn the_jobmanager_crashes_at_every_step_of_writing_a_savepoint() -> anyhow::Result<()> {
+    let mut cluster = Cluster::start(two_taskmanagers())?;
+    for point in [
+        "savepoint.between-objects:2",
+        "savepoint.objects-copied",
+        "savepoint.written",
+    ] {
+        crash_at_savepoint(&mut cluster, point).with_context(|| point.to_owned())?;
+    }
+    cluster.shut_down()
+}
+
+fn crash_at_savepoint(cluster: &mut Cluster, point: &str) -> anyhow::Result<()> {
+    cluster.arm("jobmanager", point);
+    cluster.jobmanager().kill()?;
+    cluster.restart_jobmanager()?;
+    cluster.wait_for_registration()?;
+    cluster.disarm();
+    let name = point.replace([':', '.'], "-");
+    let running = keyed_count(cluster, &name, 2 * JOB_SECONDS)?;
+    running
+        .job
+        .wait_for_checkpoints(cluster, 2, REACTION_LIMIT)?;
+    let words = ["savepoint", running.job.id(), &name].map(str::to_owned);
+    let url = cluster.rest().url().to_owned();
+    let mut asking = cluster.command(&url, &words).spawn()?;
+    cluster.wait_for(&format!("the crash at {point}"), REACTION_LIMIT, |it| {
+        Ok(it.jobmanager().has_crashed()?.then_some(()))
+    })?;
+    // It would wait for a JobManager that knows its wish.
+    asking.kill()?;
+    asking.wait()?;
+    cluster.restart_jobmanager()?;
+    cluster.wait_for_registration()?;
+    let listed = cluster.run(&["savepoint", "verify", &name].map(str::to_owned))?;
+    let is_whole = point == "savepoint.written";
+    ensure!(
+        listed.status.success() == is_whole,
+        "it is there once it is written, and not before: {}",
+        String::from_utf8_lossy(&listed.stderr)
+    );
+    if !is_whole {
+        let again = cluster.run(&words)?;
+        ensure!(
+            again.status.success(),
+            "{}",
+            String::from_utf8_lossy(&again.stderr)
+        );
+    }
+    running.finish(cluster)?;
+    wait_for_no_leftovers(cluster, &running.job)
 }

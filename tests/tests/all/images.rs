@@ -59,3 +59,25 @@ fn survivors_go_back_in_their_own_memory() -> anyhow::Result<()> {
     );
     cluster.shut_down()
 }
+
+#[test]
+fn a_lost_task_goes_on_where_its_image_stands_by() -> anyhow::Result<()> {
+    let options = ClusterOptions::default().set("recovery.standby", true);
+    let (mut cluster, state) = lose_a_table(options, 6)?;
+    let lost = state.host(&mut cluster, 0)?;
+    cluster.wait_for("the standby image", REACTION_LIMIT, |_| {
+        let detail = state.job.detail()?;
+        let tasks = detail["tasks_detail"].as_array().context("tasks")?;
+        let tables = tasks.iter().filter(|task| task["stage"] == 0);
+        let mut images = tables.map(|task| &task["standby"]["checkpoint"]);
+        Ok(images.all(Value::is_string).then_some(()))
+    })?;
+    cluster.taskmanagers()[lost].kill()?;
+    let detail = state.finish(&mut cluster)?;
+    ensure!(
+        restored(&detail, "local")? > 0 && restored(&detail, "store")? == 0,
+        "the lost table was kept on another TaskManager: {}",
+        detail["recoveries"]
+    );
+    cluster.shut_down()
+}

@@ -1,6 +1,5 @@
 //! The end-to-end suite, one binary: real clusters, real jobs, real kills. `cargo xtask test` builds what it needs.
 
-mod alignment;
 mod backpressure;
 mod common;
 mod damage;
