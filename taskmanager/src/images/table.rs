@@ -295,8 +295,9 @@ impl Table {
                 // It runs here.
                 continue;
             }
+            // One that there was no room for is not read again with each checkpoint.
+            entry.is_too_much &= entry.warm.is_some();
             entry.warm = Some((checkpoint, manifest));
-            entry.is_too_much = false;
             self.warm_up((job, task));
         }
         self.said_of(job)
