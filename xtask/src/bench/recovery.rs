@@ -21,9 +21,6 @@ use crate::interrupt;
 /// Tasks with a table, each on a TaskManager of its own.
 const TASKS: u64 = 2;
 
-/// Records of each task in a second: what the times are exact to.
-const RATE: u64 = 1_000;
-
 /// How long tables may take to be filled and stored, and standby images to be made.
 const WARM_LIMIT: Duration = Duration::from_secs(120);
 
@@ -48,6 +45,11 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "N", default_value_t = 1)]
     percent: u64,
 
+    /// Records of each task in a second: what the times are exact to. Those since the checkpoint come again first, and each
+    /// looks at some page of a memory that may still be on its way.
+    #[arg(long, value_name = "N", default_value_t = 1_000, value_parser = clap::value_parser!(u64).range(1..))]
+    rate: u64,
+
     /// Only without, or only with standby images.
     #[arg(long, value_parser = ["yes", "no"])]
     standby: Option<String>,
@@ -69,8 +71,8 @@ pub(super) fn run(
     let place = Place::of(&runs)?;
     println!("{}\n{place}", super::machine());
     println!(
-        "Tables of {} MiB, {} % of the pages written each second, a checkpoint each second; milliseconds.",
-        arguments.mib, arguments.percent
+        "Tables of {} MiB, {} % of the pages written each second, {} records a second, a checkpoint each second; milliseconds.",
+        arguments.mib, arguments.percent, arguments.rate
     );
     let results = directory.join("recovery.jsonl");
     for has_standby in [false, true] {
@@ -191,7 +193,7 @@ impl Bench<'_> {
             "exchange=yes".to_owned(),
             format!("mib={}", self.arguments.mib),
             format!("writes={}", pages * self.arguments.percent / 100),
-            format!("rate={RATE}"),
+            format!("rate={}", self.arguments.rate),
             format!("socket={}", arrivals.address()),
         ];
         let mut words = vec!["--parallelism", &parallelism];
@@ -286,6 +288,7 @@ impl Kill {
         json!({
             "mib": arguments.mib,
             "percent": arguments.percent,
+            "rate": arguments.rate,
             "standby": has_standby,
             "first_new_ms": self.first_new,
             "detect_ms": self.detect,
