@@ -378,11 +378,8 @@ fn resources(
         source,
     };
     std::fs::create_dir_all(&cache_dir).map_err(data_dir)?;
-    let url = &config.cluster.checkpoint_store_url;
-    let store = Store::open(url).map_err(|source| StartError::Store {
-        url: url.clone(),
-        source,
-    })?;
+    let url = config.cluster.checkpoint_store_url.clone();
+    let store = Store::open(&url).map_err(|source| StartError::Store { url, source })?;
     if let Some(point) = tidemill_storage::armed_fault_point() {
         warn!("TIDEMILL_FAULT_POINT is set: this process ends at `{point}`");
     }

@@ -145,6 +145,7 @@ impl Figures {
     fn exposition(&self) -> String {
         let mut text = Exposition::default();
         self.process(&mut text);
+        self.events(&mut text);
         if let Some(standing) = &self.standing {
             tasks(&mut text, &standing.tasks);
         }
@@ -201,6 +202,9 @@ impl Figures {
                 text.one(name, GAUGE, help, value);
             }
         }
+    }
+
+    fn events(&self, text: &mut Exposition) {
         let counters = [
             (
                 "tidemill_taskmanager_tasks_failed_total",
