@@ -312,23 +312,10 @@ impl World {
             (Purpose::StoreRecord { .. }, Outcome::Done) => job::Event::RecordStored,
             (Purpose::StoreRecord { .. }, _) => job::Event::RecordFailed { reason: reason() },
             (Purpose::Publish { checkpoint, .. }, outcome) => {
-                job::Event::Checkpoint(match outcome {
-                    Outcome::Done => checkpoint::Event::Published { checkpoint },
-                    Outcome::Unknown => checkpoint::Event::PublishUnknown { checkpoint },
-                    _ => checkpoint::Event::PublishRefused {
-                        checkpoint,
-                        reason: reason(),
-                    },
-                })
+                job::Event::Checkpoint(publication(checkpoint, outcome))
             }
             (Purpose::ReadBack { checkpoint, .. }, outcome) => {
-                job::Event::Checkpoint(match outcome {
-                    Outcome::Pointers(pointers) => checkpoint::Event::PointersRead {
-                        checkpoint,
-                        pointers: pointers.clone(),
-                    },
-                    _ => checkpoint::Event::PointersUnreadable { checkpoint },
-                })
+                job::Event::Checkpoint(read_back(checkpoint, outcome))
             }
             (
                 Purpose::ClearPointers { .. } | Purpose::RemoveJob { .. },
@@ -415,5 +402,28 @@ impl World {
         if self.job_managers[node.0].leads() == Some(epoch) {
             self.tell_leader(node, leader::Event::Performed { job, result });
         }
+    }
+}
+
+/// What the coordinator hears of the pointers' write.
+fn publication(checkpoint: CheckpointId, outcome: &Outcome) -> checkpoint::Event {
+    match outcome {
+        Outcome::Done => checkpoint::Event::Published { checkpoint },
+        Outcome::Unknown => checkpoint::Event::PublishUnknown { checkpoint },
+        _ => checkpoint::Event::PublishRefused {
+            checkpoint,
+            reason: format!("{outcome:?}"),
+        },
+    }
+}
+
+/// What the coordinator hears when the pointers are read after a write whose outcome is not known.
+fn read_back(checkpoint: CheckpointId, outcome: &Outcome) -> checkpoint::Event {
+    match outcome {
+        Outcome::Pointers(pointers) => checkpoint::Event::PointersRead {
+            checkpoint,
+            pointers: pointers.clone(),
+        },
+        _ => checkpoint::Event::PointersUnreadable { checkpoint },
     }
 }

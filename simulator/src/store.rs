@@ -337,25 +337,7 @@ impl World {
                 }
             }
             StoreRequest::ReadImage { task, manifest } => {
-                let image = match self.store.read_image(&manifest.key) {
-                    Ok(image) => Some(image),
-                    Err(Unreadable::PagesLost(image, chain)) if self.random.chance(500) => {
-                        self.fill_fails(node, task);
-                        Some((image, chain))
-                    }
-                    Err(Unreadable::Lost | Unreadable::PagesLost(..)) => None,
-                    Err(Unreadable::Different) => {
-                        let key = &manifest.key;
-                        self.judge(Err(format!("{key} reads back other than it was captured")));
-                        None
-                    }
-                };
-                let failure = image.is_none().then_some(Preparation::Lost);
-                return Input::Prepared {
-                    task,
-                    image,
-                    failure,
-                };
+                return self.image_read(node, task, &manifest);
             }
             StoreRequest::WriteMetadata { epoch, metadata } => {
                 let (job, checkpoint) = (metadata.job, metadata.checkpoint);
@@ -399,6 +381,28 @@ impl World {
         };
         Input::Store {
             answer: Box::new(answer),
+        }
+    }
+
+    fn image_read(&mut self, node: Node, task: TaskKey, manifest: &ObjectRef) -> Input {
+        let image = match self.store.read_image(&manifest.key) {
+            Ok(image) => Some(image),
+            Err(Unreadable::PagesLost(image, chain)) if self.random.chance(500) => {
+                self.fill_fails(node, task);
+                Some((image, chain))
+            }
+            Err(Unreadable::Lost | Unreadable::PagesLost(..)) => None,
+            Err(Unreadable::Different) => {
+                let key = &manifest.key;
+                self.judge(Err(format!("{key} reads back other than it was captured")));
+                None
+            }
+        };
+        let failure = image.is_none().then_some(Preparation::Lost);
+        Input::Prepared {
+            task,
+            image,
+            failure,
         }
     }
 

@@ -365,21 +365,12 @@ impl Job {
                 total_bytes,
             } => self.savepoint_progressed(id, done_bytes, total_bytes),
             Event::SavepointCopied { id, result } => self.savepoint_copied(now, id, result),
-            Event::DropKept => {
-                self.cleaned &= self.kept_checkpoint().is_none();
-                self.kept_dropped = true;
-            }
+            Event::DropKept => self.drop_kept(),
             Event::RecordStored => self.record_stored(now),
-            Event::RecordFailed { reason } => {
-                self.record_in_flight = None;
-                let what = format!("the job's record could not be stored: {reason}");
-                self.note(now, Note::Retrying { what });
-                self.timers.set(Timer::StoreAgain, now + RETRY);
-            }
+            Event::RecordFailed { reason } => self.record_failed(now, &reason),
             Event::MetadataLoaded(metadata) => {
-                self.loading = self
-                    .loading
-                    .filter(|loading| *loading != metadata.checkpoint);
+                let loaded = metadata.checkpoint;
+                self.loading = self.loading.filter(|loading| *loading != loaded);
                 self.coordinator.metadata_loaded(metadata);
                 self.keepers_want_news();
                 self.judge_all(now);

@@ -3,7 +3,7 @@
 
 use tidemill_protocol::record::JobState;
 
-use super::{Action, Job, Note, Phase, RegionState, Timer};
+use super::{Action, Job, Note, Phase, RETRY, RegionState, Timer};
 use crate::checkpoint;
 use crate::time::Time;
 
@@ -55,6 +55,19 @@ impl Job {
             self.actions
                 .push_back(Action::StoreRecord(self.record.clone()));
         }
+    }
+
+    pub(super) fn record_failed(&mut self, now: Time, reason: &str) {
+        self.record_in_flight = None;
+        let what = alloc::format!("the job's record could not be stored: {reason}");
+        self.note(now, Note::Retrying { what });
+        self.timers.set(Timer::StoreAgain, now + RETRY);
+    }
+
+    /// The checkpoint that was kept when it ended is not wanted any more.
+    pub(super) fn drop_kept(&mut self) {
+        self.cleaned &= self.kept_checkpoint().is_none();
+        self.kept_dropped = true;
     }
 
     pub(super) fn record_stored(&mut self, now: Time) {

@@ -159,51 +159,41 @@ impl fmt::Display for Note {
                 f,
                 "waiting for slots: {needed} are needed and {free} are free; start a TaskManager, or cancel another job"
             ),
-            Self::Adopted { tasks, attempt } => {
-                write!(
-                    f,
-                    "{tasks} running tasks of attempt {attempt} were taken over"
-                )
-            }
+            Self::Adopted { tasks, attempt } => write!(
+                f,
+                "{tasks} running tasks of attempt {attempt} were taken over"
+            ),
             Self::TaskFailed {
                 task,
                 stage,
                 task_manager,
                 failure,
-            } => {
-                write!(
-                    f,
-                    "task {task} ({stage}) failed on {task_manager}: {}",
-                    failure.message
-                )
-            }
+            } => write!(
+                f,
+                "task {task} ({stage}) failed on {task_manager}: {}",
+                failure.message
+            ),
             Self::RecoveryBegun {
                 cause,
                 restarted,
                 delay,
-            } => {
-                write!(f, "{cause}; {restarted} tasks restart after {delay:?}")
-            }
-            Self::MoveBegun { from, tasks } => {
-                let from = Names(from);
-                write!(
-                    f,
-                    "{from} is being drained: {tasks} tasks leave after a checkpoint"
-                )
-            }
+            } => write!(f, "{cause}; {restarted} tasks restart after {delay:?}"),
+            Self::MoveBegun { from, tasks } => write!(
+                f,
+                "{} is being drained: {tasks} tasks leave after a checkpoint",
+                Names(from)
+            ),
             Self::CannotMove { from, shortfall } => fmt_stay(&Names(from), *shortfall, f),
             Self::Deployed {
                 attempt,
                 tasks,
                 moved,
                 checkpoint,
-            } => {
-                let from = Start(*checkpoint);
-                write!(
-                    f,
-                    "attempt {attempt}: {tasks} tasks ({moved} moved) start from {from}"
-                )
-            }
+            } => write!(
+                f,
+                "attempt {attempt}: {tasks} tasks ({moved} moved) start from {}",
+                Start(*checkpoint)
+            ),
             Self::Recovered {
                 attempt,
                 after,

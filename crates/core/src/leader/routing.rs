@@ -4,7 +4,7 @@ use alloc::collections::BTreeMap;
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
-use tidemill_protocol::control::{Command, Registration, ToLeader};
+use tidemill_protocol::control::{Command, Registration, RunningTask, ToLeader, WarmTask};
 use tidemill_protocol::{AttemptId, Epoch, Incarnation, JobId, TaskManagerId};
 
 use super::standby::by_job;
@@ -31,11 +31,7 @@ impl Leader {
             return self.refuse(connection, reason);
         }
         let (slots, address) = (registration.slots, registration.data_address.clone());
-        let mut running: BTreeMap<JobId, Vec<_>> = BTreeMap::new();
-        for task in &registration.running {
-            running.entry(task.job).or_default().push(task.clone());
-        }
-        let mut warm = by_job(&registration.warm);
+        let (running, warm) = (registration.running.clone(), registration.warm.clone());
         let draining = registration.draining;
         let left = self.has_left(&id);
         let replaced = match self.membership.register(now, connection, registration) {
@@ -75,21 +71,35 @@ impl Leader {
         if draining {
             self.wants_to_go(&id);
         }
+        self.tell_what_is_there(now, connection, &id, running, &warm);
+    }
+
+    /// Jobs hear what a TaskManager runs and keeps of them; what belongs to none ends.
+    fn tell_what_is_there(
+        &mut self,
+        now: Time,
+        connection: ConnectionId,
+        from: &TaskManagerId,
+        running: Vec<RunningTask>,
+        warm: &[WarmTask],
+    ) {
+        let mut by_job_running: BTreeMap<JobId, Vec<RunningTask>> = BTreeMap::new();
+        for task in running {
+            by_job_running.entry(task.job).or_default().push(task);
+        }
+        let mut warm = by_job(warm);
         for (job, state) in &mut self.jobs {
-            let running = running.remove(job).unwrap_or_default();
-            let warm = warm.remove(job).unwrap_or_default();
-            let from = id.clone();
             let event = job::Event::Registered {
-                from,
-                running,
-                warm,
+                from: from.clone(),
+                running: by_job_running.remove(job).unwrap_or_default(),
+                warm: warm.remove(job).unwrap_or_default(),
             };
             state.handle(now, event);
         }
         for (job, tasks) in warm {
             self.forget_warm(connection, job, &tasks);
         }
-        for task in running.into_values().flatten() {
+        for task in by_job_running.into_values().flatten() {
             self.cancel_orphan(connection, task.job, task.attempt);
         }
     }
