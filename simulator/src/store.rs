@@ -313,13 +313,7 @@ impl World {
     /// Carries a request out.
     fn served(&mut self, node: Node, request: StoreRequest) -> Input {
         let answer = match request {
-            StoreRequest::WriteSegment { upload } => {
-                let (task, checkpoint) = (upload.task, upload.checkpoint);
-                let key = format!("{}.segment", image_key(task, checkpoint));
-                let content = Content::Segment(Rc::clone(&upload.pages));
-                let segment = Some(self.keep(key, task.job, checkpoint, content).key);
-                StoreAnswer::SegmentWritten { segment, upload }
-            }
+            StoreRequest::WriteSegment { upload } => self.keep_segment(upload),
             StoreRequest::WriteManifest {
                 task,
                 checkpoint,
@@ -382,6 +376,14 @@ impl World {
         Input::Store {
             answer: Box::new(answer),
         }
+    }
+
+    fn keep_segment(&mut self, upload: Upload) -> StoreAnswer {
+        let (task, checkpoint) = (upload.task, upload.checkpoint);
+        let key = format!("{}.segment", image_key(task, checkpoint));
+        let content = Content::Segment(Rc::clone(&upload.pages));
+        let segment = Some(self.keep(key, task.job, checkpoint, content).key);
+        StoreAnswer::SegmentWritten { segment, upload }
     }
 
     fn image_read(&mut self, node: Node, task: TaskKey, manifest: &ObjectRef) -> Input {

@@ -215,7 +215,7 @@ impl Images {
 }
 
 /// Buffers larger than this are not kept for the next capture, in bytes.
-const ROOM_KEPT_MAX_BYTES: usize = 64 << 20;
+pub(crate) const ROOM_KEPT_MAX_BYTES: usize = 256 << 20;
 
 /// Lets the task use a capture's buffers again.
 pub(crate) fn give_back(room: &Room, capture: StoredCapture) {

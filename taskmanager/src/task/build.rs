@@ -257,14 +257,7 @@ pub(super) fn run<B: Body>(
         body.outputs().commit(checkpoint)?;
     }
     let inputs = inputs(&mut setup);
-    let ended_channels = host.as_ref().map_or(&[][..], |host| &host.ended_channels);
-    let ended = (0..)
-        .zip(&inputs)
-        .filter(|(_, input)| ended_channels.contains(&input.channel))
-        .map(|(index, _)| index);
-    let timeout_ms = setup.deployment.aligned_checkpoint_timeout_ms;
-    let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
-    let alignment = Alignment::new(inputs.len(), ended, timeout);
+    let alignment = alignment(&setup, &inputs, host.as_ref());
     let watermarks = watermarks(&inputs, &alignment, host.as_ref());
     let splits = split_requests(&inputs, &setup, execution);
     let capturing = Capturing::new(
@@ -307,15 +300,33 @@ pub(super) fn run<B: Body>(
         batch: Vec::new(),
     };
     let ended = runner.run();
+    if let Some(hand_over) = hand_over {
+        leave(runner, hand_over);
+    }
+    ended
+}
+
+fn alignment(setup: &TaskSetup, inputs: &[Input], host: Option<&HostState>) -> Alignment {
+    let ended_channels = host.map_or(&[][..], |host| &host.ended_channels);
+    let ended = (0..)
+        .zip(inputs)
+        .filter(|(_, input)| ended_channels.contains(&input.channel))
+        .map(|(index, _)| index);
+    let timeout_ms = setup.deployment.aligned_checkpoint_timeout_ms;
+    let timeout = (timeout_ms > 0).then(|| Duration::from_millis(timeout_ms));
+    Alignment::new(inputs.len(), ended, timeout)
+}
+
+/// Leaves the instance to whoever comes next.
+fn leave<B: Body>(runner: Runner<B>, hand_over: oneshot::Sender<Remains>) {
     let Runner {
         body, capturing, ..
     } = runner;
-    if let Some((hand_over, instance)) = hand_over.zip(body.into_instance()) {
+    if let Some(instance) = body.into_instance() {
         let changed = capturing.into_changed();
         // Nobody takes it when the task has been given up meanwhile.
         let _ = hand_over.send(Remains { instance, changed });
     }
-    ended
 }
 
 /// The instance of a Wasm task that begins anew.

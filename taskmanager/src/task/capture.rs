@@ -24,7 +24,7 @@ use super::counters::micros;
 use super::recorded::Recorded;
 use super::remains::Changed;
 use super::{Execution, TaskEvent};
-use crate::images::{Images, Room, Stored};
+use crate::images::{Images, ROOM_KEPT_MAX_BYTES, Room, Stored};
 
 /// How many pages a capture holds at most for the sake of segments that are mostly dead: 4 MiB.
 const REWRITTEN_PAGES_MAX: u32 = 1024;
@@ -231,6 +231,19 @@ impl Capturing {
     }
 }
 
+impl Captured {
+    /// What is known of its cost before it is stored.
+    fn first_stats(&self) -> CaptureStats {
+        CaptureStats {
+            alignment_us: micros(self.alignment),
+            pause_us: micros(self.pause),
+            dirty_bytes: self.change.capture.bytes.len() as u64,
+            unaligned: self.recorded.is_some(),
+            ..CaptureStats::default()
+        }
+    }
+}
+
 impl Last {
     fn is_stored(&self) -> bool {
         self.stored.load(Ordering::Acquire)
@@ -246,6 +259,38 @@ fn put<T>(slot: &Mutex<T>, value: T) {
     *slot.lock().unwrap_or_else(PoisonError::into_inner) = value;
 }
 
+/// The next capture is likely as large as this one, whose buffers the local image holds until the checkpoint is complete.
+/// Memory that the kernel has yet to find would make the task's pause several times as long.
+async fn warm_room(room: &Room, dirty_bytes: u64) {
+    let wanted = usize::try_from(dirty_bytes).unwrap_or(usize::MAX);
+    let wanted = wanted.saturating_add(wanted / 4);
+    if wanted > ROOM_KEPT_MAX_BYTES || wanted == 0 {
+        return;
+    }
+    let room = Arc::clone(room);
+    let warmed = tokio::task::spawn_blocking(move || {
+        let mut warm = take(&room);
+        warm.warm(wanted);
+        let mut place = room.lock().unwrap_or_else(PoisonError::into_inner);
+        // Another may have come back meanwhile.
+        if place.capacity_bytes() < warm.capacity_bytes() {
+            *place = warm;
+        }
+    });
+    // Nothing in it panics; without it the next capture takes longer.
+    let _ = warmed.await;
+}
+
+fn capture_id(execution: Execution, checkpoint: CheckpointId) -> CaptureId {
+    let Execution { job, task, attempt } = execution;
+    CaptureId {
+        job,
+        task,
+        attempt,
+        checkpoint,
+    }
+}
+
 async fn store_capture(
     store: &Store,
     execution: Execution,
@@ -253,54 +298,38 @@ async fn store_capture(
     shared: &Shared,
     stored: &AtomicBool,
 ) -> TaskEvent {
+    let mut stats = captured.first_stats();
     let Captured {
         checkpoint,
         change: Change { mut capture, whole },
         finished,
-        alignment,
-        pause,
         recorded,
+        ..
     } = captured;
     let Execution { job, task, attempt } = execution;
-    let unaligned = recorded.is_some();
-    let recorded = match recorded {
-        None => Recorded::default(),
-        Some(recorded) => match recorded.await {
-            Ok(recorded) => recorded,
-            Err(_) => {
-                return TaskEvent::Declined {
-                    execution,
-                    checkpoint,
-                    reason: "the frames before late barriers were not recorded".to_owned(),
-                };
-            }
-        },
+    let declined = |reason: String| TaskEvent::Declined {
+        execution,
+        checkpoint,
+        reason,
     };
+    if let Some(recorded) = recorded {
+        let Ok(recorded) = recorded.await else {
+            return declined("the frames before late barriers were not recorded".to_owned());
+        };
+        capture.channel_state = recorded.encode();
+        stats.channel_bytes = recorded.bytes() as u64;
+    }
     let began = Instant::now();
-    capture.channel_state = recorded.encode();
-    let channel_bytes = recorded.bytes() as u64;
     // The upload before has ended or been abandoned; it lets go at once.
     let mut chain = shared.chain.lock().await;
     if whole {
         *chain = ImageChain::new();
     }
-    let id = CaptureId {
-        job,
-        task,
-        attempt,
-        checkpoint,
-    };
-    let dirty_bytes = capture.bytes.len() as u64;
+    let id = capture_id(execution, checkpoint);
     let capture = Arc::new(capture);
     let written = match store.write_capture(id, &capture, &mut chain).await {
         Ok(written) => written,
-        Err(error) => {
-            return TaskEvent::Declined {
-                execution,
-                checkpoint,
-                reason: crate::error_chain(&error),
-            };
-        }
+        Err(error) => return declined(crate::error_chain(&error)),
     };
     stored.store(true, Ordering::Release);
     put(
@@ -315,6 +344,10 @@ async fn store_capture(
         room: Arc::clone(&shared.room),
     };
     shared.images.stored(execution, image);
+    warm_room(&shared.room, stats.dirty_bytes).await;
+    stats.upload_us = micros(began.elapsed());
+    stats.image_bytes = written.image_bytes;
+    stats.written_bytes = written.written_bytes;
     TaskEvent::Acknowledged(CheckpointAcknowledgement {
         job,
         attempt,
@@ -322,15 +355,6 @@ async fn store_capture(
         checkpoint,
         manifest: written.manifest,
         finished,
-        stats: CaptureStats {
-            alignment_us: micros(alignment),
-            pause_us: micros(pause),
-            upload_us: micros(began.elapsed()),
-            image_bytes: written.image_bytes,
-            dirty_bytes,
-            written_bytes: written.written_bytes,
-            channel_bytes,
-            unaligned,
-        },
+        stats,
     })
 }

@@ -78,10 +78,7 @@ impl Counts {
     fn receive_one(&mut self, batch: &[u8], task: TaskId) {
         let stamp = stamp_of(batch);
         let next = self.received.entry((stamp.edge, stamp.from)).or_default();
-        assert_eq!(
-            *next, stamp.number,
-            "task {task} lost or reordered a batch"
-        );
+        assert_eq!(*next, stamp.number, "task {task} lost or reordered a batch");
         *next += 1;
     }
 
@@ -252,7 +249,11 @@ fn scenarios() -> impl Strategy<Value = Scenario> {
         )
     });
     let load = (1u32..60, 16usize..400, 1u64..2000);
-    let spread = (1u32..3, 64u32..4096, prop_oneof![Just(0u64), Just(1), Just(3)]);
+    let spread = (
+        1u32..3,
+        64u32..4096,
+        prop_oneof![Just(0u64), Just(1), Just(3)],
+    );
     (shape, load, spread, any::<u64>()).prop_map(
         |((parallelism, extra), (polls, batch_bytes, queue_bytes), spread, seed)| {
             let (nodes, window_bytes, aligned_timeout_ms) = spread;

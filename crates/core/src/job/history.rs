@@ -198,11 +198,7 @@ impl fmt::Display for Note {
                 attempt,
                 after,
                 timings,
-            } => write!(
-                f,
-                "attempt {attempt} runs, {after:?} after the failure was seen (module {} µs, images read {} µs, restored {} µs)",
-                timings.module_us, timings.fetch_us, timings.restore_us
-            ),
+            } => fmt_recovered(*attempt, *after, timings, f),
             Self::Checkpoint(record) => fmt_checkpoint(record, f),
             Self::SavepointWritten {
                 directory,
@@ -212,9 +208,10 @@ impl fmt::Display for Note {
                 f,
                 "savepoint {directory} is written: checkpoint {checkpoint}, {bytes} bytes"
             ),
-            Self::SavepointFailed { directory, reason } => {
-                write!(f, "savepoint {directory} could not be written: {reason}")
-            }
+            Self::SavepointFailed {
+                directory: to,
+                reason,
+            } => write!(f, "savepoint {to} could not be written: {reason}"),
             Self::CheckpointDamaged { checkpoint, reason } => write!(
                 f,
                 "checkpoint {checkpoint} cannot be used, so the one before is: output committed since that one may appear again ({reason})"
@@ -223,6 +220,19 @@ impl fmt::Display for Note {
             Self::Failed { reason } => write!(f, "the job has failed: {reason}"),
         }
     }
+}
+
+fn fmt_recovered(
+    attempt: AttemptId,
+    after: Duration,
+    timings: &DeployTimings,
+    f: &mut fmt::Formatter<'_>,
+) -> fmt::Result {
+    write!(
+        f,
+        "attempt {attempt} runs, {after:?} after the failure was seen (module {} µs, images read {} µs, restored {} µs)",
+        timings.module_us, timings.fetch_us, timings.restore_us
+    )
 }
 
 /// TaskManagers in a row.
