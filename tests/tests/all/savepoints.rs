@@ -99,8 +99,12 @@ fn a_job_that_is_stopped_goes_on_from_its_savepoint_however_often_and_wherever_i
 
     let other = module("wordcount")?;
     let other = other.to_str().context("a path in UTF-8")?;
+    // Inputs are looked at first.
+    let input = cluster.directory().join("input");
+    fs::write(&input, "words\n")?;
+    let input = format!("input={}", input.display());
     let run = ["run", other, "--from-savepoint", "moved/here"];
-    let more = ["--param", "input=x", "--param", "output=y", "--detach"];
+    let more = ["--param", &input, "--param", "output=y", "--detach"];
     let said = refused(&cluster, &[&run[..], &more].concat())?;
     let detail = stopped.job.detail()?;
     let hash = detail["module"].as_str().context("a hash")?;
