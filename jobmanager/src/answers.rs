@@ -19,7 +19,8 @@ use crate::handle::QueryError;
 use crate::standing::RegistryState;
 use crate::views::{
     ClusterView, EdgeView, EventView, FailureView, JobDetail, JobMetricsView, JobStatus,
-    JobSummary, NodeStatus, NodeView, OptionsView, ProgressView, StageView, StandbyView, TaskStatus, TaskView,
+    JobSummary, NodeStatus, NodeView, OptionsView, ProgressView, StageView, StandbyView,
+    TaskStatus, TaskView,
 };
 
 /// Joins the machines' time to this process's clocks.
