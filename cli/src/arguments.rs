@@ -197,7 +197,7 @@ pub(crate) struct Run {
     /// [default: the cluster's]
     #[arg(long, value_name = "MS")]
     pub(crate) aligned_timeout_ms: Option<u64>,
-    /// Any other setting of [checkpoints], [recovery] or [restart] for this job, such as restart.fixed_delay_attempts=3; may
+    /// Any other setting of the sections checkpoints, recovery or restart for this job, such as restart.fixed_delay_attempts=3; may
     /// be repeated
     #[arg(long = "set", value_name = "KEY=VALUE", value_parser = key_and_value)]
     pub(crate) settings: Vec<(String, String)>,
