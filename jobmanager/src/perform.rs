@@ -331,7 +331,6 @@ impl Performer {
         });
     }
 
-    /// Deletes what was stored of a submission that was refused.
     /// Its record is there: what is stored of it is a job's.
     fn unmark_submission(&mut self, job: JobId) {
         self.clean_up(job, |hands| async move {
@@ -342,6 +341,7 @@ impl Performer {
         });
     }
 
+    /// Deletes what was stored of a submission that was refused.
     pub(crate) fn delete_submission(&mut self, job: JobId) {
         self.clean_up(job, |hands| async move {
             if let Err(error) = hands.store.delete_job(job).await {
