@@ -160,20 +160,21 @@ impl Server {
         self.frozen = false;
     }
 
-    /// Stops it where it is, or lets it go on.
+    /// Stops it where it is, or lets it go on. It has stopped with all its threads when this returns.
     pub(crate) fn set_frozen(&mut self, frozen: bool) -> Result<(), EnsembleError> {
-        let (signal, what) = if frozen {
-            (libc::SIGSTOP, "frozen")
-        } else {
-            (libc::SIGCONT, "thawed")
-        };
-        match &self.process {
-            Some(process) if signal::send(process, signal) => {
-                self.frozen = frozen;
-                Ok(())
+        let what = if frozen { "frozen" } else { "thawed" };
+        let done = self.process.as_ref().is_some_and(|process| {
+            if frozen {
+                signal::send(process, libc::SIGSTOP) && signal::wait_until_stopped(process)
+            } else {
+                signal::send(process, libc::SIGCONT)
             }
-            _ => Err(self.not_running(what)),
+        });
+        if !done {
+            return Err(self.not_running(what));
         }
+        self.frozen = frozen;
+        Ok(())
     }
 
     /// The id of its process, while it runs.
