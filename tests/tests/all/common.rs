@@ -10,6 +10,8 @@ use tidemill_tests::oracle::{RollingCounts, records};
 use tidemill_tests::table::Tables;
 use tidemill_tests::{Cluster, Job, Receiver, data, module};
 
+use crate::command_line::owned;
+
 /// How long a job of these tests may take, failures and a busy machine included.
 pub(crate) const JOB_LIMIT: Duration = Duration::from_secs(90);
 
@@ -106,6 +108,39 @@ pub(crate) fn keyed_count_with(
         output,
         truth: RollingCounts::of_numbers(count, keys),
     })
+}
+
+/// The job `faulty` without a fault but with these parameters, running.
+pub(crate) fn counting(
+    cluster: &Cluster,
+    name: &str,
+    count: u64,
+    parameters: &[(&str, u64)],
+    more: &[&str],
+) -> anyhow::Result<Running> {
+    let keys = 10;
+    let output = cluster.directory().join(name);
+    let mut all = owned(&["--name", name, "--parallelism", "1"]);
+    all.extend(owned(&["--param", &format!("output={}", output.display())]));
+    for (name, value) in [("count", count), ("keys", keys)].iter().chain(parameters) {
+        all.extend(owned(&["--param", &format!("{name}={value}")]));
+    }
+    all.extend(owned(more));
+    Ok(Running {
+        job: cluster.submit(&module("faulty")?, &all)?,
+        output,
+        truth: RollingCounts::of_numbers(count, keys),
+    })
+}
+
+/// Waits for the end of a job that no failure has touched.
+pub(crate) fn finish_untouched(running: &Running, cluster: &mut Cluster) -> anyhow::Result<()> {
+    let detail = running.finish(cluster)?;
+    ensure!(
+        detail["restarts"] == 0,
+        "another job's failure is none of its own: {detail}"
+    );
+    Ok(())
 }
 
 /// A job with two outputs: one that shows records with their checkpoint, and one that shows them at once.

@@ -1,14 +1,17 @@
-//! Single bits of the newest checkpoint flip on the disk, then the TaskManager dies: it is noticed wherever they are, said,
-//! and the checkpoint before is used.
+//! Checkpoints that are damaged in the store, by single bits and more roughly: it is noticed wherever it is, said, and the
+//! checkpoint before is used.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
+use std::path::{Path, PathBuf};
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
-use tidemill_tests::{Cluster, ClusterOptions};
+use tidemill_tests::oracle::records;
+use tidemill_tests::{Cluster, ClusterOptions, Job};
 
-use crate::common::{REACTION_LIMIT, StateOptions, Stateful};
-use crate::faults::objects;
+use crate::command_line::{says, shown};
+use crate::common::{JOB_LIMIT, REACTION_LIMIT, Running, StateOptions, Stateful, counting};
 
 /// Where a bit flips: in which kind of object, how far into it in thousandths of its length, and which bit of that byte.
 const FLIPS: [(&str, usize, u8); 12] = [
@@ -104,5 +107,178 @@ fn a_flipped_bit_anywhere_sends_the_job_back_to_the_checkpoint_before() -> anyho
             ensure!(events.contains(word), "{flip:?}: no `{word}` in {events}");
         }
     }
+    cluster.shut_down()
+}
+
+/// What happens to a stored object.
+#[derive(Clone, Copy, Debug)]
+enum Damage {
+    Cut,
+    Flipped,
+    Missing,
+}
+
+impl Damage {
+    fn inflict(self, object: &Path) -> anyhow::Result<()> {
+        let mut bytes = fs::read(object)?;
+        let middle = bytes.len() / 2;
+        match self {
+            Self::Missing => return Ok(fs::remove_file(object)?),
+            Self::Cut => bytes.truncate(middle),
+            Self::Flipped => bytes[middle] ^= 0x10,
+        }
+        Ok(fs::write(object, bytes)?)
+    }
+
+    /// How it is told.
+    fn words(self) -> &'static str {
+        match self {
+            Self::Cut => "it was cut or overwritten",
+            Self::Flipped => "is damaged (",
+            Self::Missing => "is missing from the object store",
+        }
+    }
+}
+
+/// The objects of a kind that a checkpoint, `epoch.counter`, has in the store.
+fn objects(
+    cluster: &Cluster,
+    job: &Job,
+    checkpoint: &str,
+    kind: &str,
+) -> anyhow::Result<Vec<PathBuf>> {
+    let (epoch, counter) = checkpoint.split_once('.').context("epoch.counter")?;
+    let directory = cluster
+        .directory()
+        .join("store/checkpoints")
+        .join(job.id())
+        .join(format!("{epoch:0>20}-{counter:0>20}"));
+    let mut objects = Vec::new();
+    for entry in fs::read_dir(&directory).with_context(|| directory.display().to_string())? {
+        let path = entry?.path();
+        if path.to_string_lossy().ends_with(kind) {
+            objects.push(path);
+        }
+    }
+    ensure!(!objects.is_empty(), "{checkpoint} has no {kind}");
+    Ok(objects)
+}
+
+/// Checks that every key was counted through, each number at least once.
+fn nothing_lost(running: &Running, count: u64, keys: u64) -> anyhow::Result<()> {
+    let mut counted: BTreeMap<u64, BTreeSet<u64>> = BTreeMap::new();
+    for record in records(&running.output)? {
+        let number = |field: &str| {
+            let number = record[field].as_u64();
+            number.with_context(|| format!("{record} has no {field}"))
+        };
+        counted
+            .entry(number("key")?)
+            .or_default()
+            .insert(number("count")?);
+    }
+    let truth = (0..keys).map(|key| (key, (1..=(count - key).div_ceil(keys)).collect()));
+    ensure!(counted == truth.collect(), "the counts are not the truth");
+    Ok(())
+}
+
+/// Ends every process at once, and returns the checkpoints that each job can go back to, oldest first.
+fn kill_everything(cluster: &mut Cluster, jobs: &[&Running]) -> anyhow::Result<Vec<Vec<String>>> {
+    for process in cluster.taskmanagers() {
+        process.kill()?;
+    }
+    // Once nothing runs, no checkpoint is under way: what is retained then is what a new JobManager finds.
+    let retained = |running: &&Running| -> anyhow::Result<Option<Vec<String>>> {
+        let checkpoints = running.job.checkpoints()?;
+        let under_way = |checkpoint: &Value| checkpoint["status"] == "in-progress";
+        let history = checkpoints["history"].as_array().context("a history")?;
+        if running.job.status()? != "waiting" || history.iter().any(under_way) {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_value(
+            checkpoints["retained"].clone(),
+        )?))
+    };
+    let all = cluster.wait_for("every job to wait", REACTION_LIMIT, |_| {
+        jobs.iter()
+            .map(retained)
+            .collect::<anyhow::Result<Option<Vec<_>>>>()
+    })?;
+    cluster.jobmanager().kill()?;
+    Ok(all)
+}
+
+#[test]
+fn a_damaged_checkpoint_sends_its_job_back_to_the_one_before() -> anyhow::Result<()> {
+    let options = ClusterOptions {
+        slots: 4,
+        ..ClusterOptions::default()
+    };
+    let options = options
+        .set("checkpoints.interval_ms", 400)
+        .set("cluster.adoption_timeout_ms", 500);
+    let mut cluster = Cluster::start(options)?;
+    let count = 12_000;
+    let start = |name: &str| counting(&cluster, name, count, &[("rate", 1_000)], &[]);
+    let mut damaged = Vec::new();
+    for kind in [".segment", ".manifest", "metadata"] {
+        for damage in [Damage::Cut, Damage::Flipped, Damage::Missing] {
+            let running = start(&format!("{damage:?}-{}", kind.trim_matches('.')))?;
+            damaged.push((running, kind, damage));
+        }
+    }
+    let (untouched, ruined) = (start("untouched")?, start("ruined")?);
+    let jobs: Vec<&Running> = damaged
+        .iter()
+        .map(|(running, _, _)| running)
+        .chain([&untouched, &ruined])
+        .collect();
+    for running in &jobs {
+        running
+            .job
+            .wait_for_checkpoints(&mut cluster, 3, JOB_LIMIT)?;
+    }
+    let retained = kill_everything(&mut cluster, &jobs)?;
+    ensure!(
+        retained.iter().all(|checkpoints| checkpoints.len() == 2),
+        "two checkpoints are kept of each job: {retained:?}"
+    );
+
+    for ((running, kind, damage), checkpoints) in damaged.iter().zip(&retained) {
+        let object = &objects(&cluster, &running.job, &checkpoints[1], kind)?[0];
+        damage.inflict(object)?;
+    }
+    for checkpoint in &retained[jobs.len() - 1] {
+        for object in objects(&cluster, &ruined.job, checkpoint, ".manifest")? {
+            Damage::Flipped.inflict(&object)?;
+        }
+    }
+    cluster.restart_jobmanager()?;
+    cluster.restart_taskmanagers()?;
+
+    for ((running, kind, damage), checkpoints) in damaged.iter().zip(&retained) {
+        let detail = running
+            .job
+            .wait_until(&mut cluster, "finished", JOB_LIMIT)?;
+        let told = format!(
+            "checkpoint {} cannot be used, so the one before is",
+            checkpoints[1]
+        );
+        let again = format!("start from checkpoint {}", checkpoints[0]);
+        let events = detail["events"].to_string();
+        says(&events, &[&told, damage.words(), kind, &again])
+            .with_context(|| format!("{damage:?} {kind}"))?;
+        nothing_lost(running, count, 10).with_context(|| format!("{damage:?} {kind}"))?;
+    }
+    let info = shown(&cluster, &["info", "Missing-metadata"])?;
+    says(&info, &["cannot be used", "may appear again"])?;
+
+    let end = cluster.wait_for("the ruined job's end", JOB_LIMIT, |_| {
+        let detail = ruined.job.detail()?;
+        Ok((detail["status"] == "failed").then_some(detail))
+    })?;
+    let message = end["message"].as_str().unwrap_or_default();
+    says(message, &["no completed checkpoint is usable", ".manifest"])?;
+    untouched.finish(&mut cluster)?;
     cluster.shut_down()
 }
