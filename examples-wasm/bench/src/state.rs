@@ -178,6 +178,31 @@ impl Table {
     }
 }
 
+/// When a job works that takes turns with another one: so that both can be compared on a machine whose speed changes.
+#[derive(Clone, Copy, Debug)]
+pub struct Turns {
+    /// The length of a turn by the clock; in the last fifth of it nobody works.
+    pub turn_ms: u64,
+    /// Of every two turns, which one: 0 or 1.
+    pub turn: u64,
+}
+
+impl Turns {
+    /// When the job may go on; `None` if that is now.
+    const fn wait_until_ms(self, now_ms: u64) -> Option<u64> {
+        let round_ms = 2 * self.turn_ms;
+        let (round, in_round_ms) = (now_ms / round_ms, now_ms % round_ms);
+        let begins_ms = self.turn * self.turn_ms;
+        if in_round_ms < begins_ms {
+            Some(round * round_ms + begins_ms)
+        } else if in_round_ms - begins_ms >= self.turn_ms / 5 * 4 {
+            Some((round + 1) * round_ms + begins_ms)
+        } else {
+            None
+        }
+    }
+}
+
 /// The source: records of a task with such a table.
 pub struct Stateful {
     table: Table,
@@ -192,6 +217,7 @@ pub struct Stateful {
     /// In thousandths.
     writes_due: u64,
     now_ms: u64,
+    turns: Option<Turns>,
     is_filled: bool,
     has_ended: bool,
 }
@@ -211,9 +237,17 @@ impl Stateful {
             writes,
             writes_due: 0,
             now_ms: 0,
+            turns: None,
             is_filled: false,
             has_ended: false,
         }
+    }
+
+    /// Makes records and writes pages in turns only.
+    #[must_use]
+    pub fn in_turns(mut self, turns: Option<Turns>) -> Self {
+        self.turns = turns;
+        self
     }
 
     fn pass_to(&mut self, now_ms: u64) {
@@ -264,6 +298,9 @@ impl Source for Stateful {
         if self.next == self.count {
             return self.end(now_ms);
         }
+        if let Some(until_ms) = self.turns.and_then(|turns| turns.wait_until_ms(now_ms)) {
+            return Next::Idle { until_ms };
+        }
         self.pass_to(now_ms);
         if self.table.writes < self.writes_due / 1000 {
             self.table.write();
@@ -282,6 +319,7 @@ impl Source for Stateful {
 
 /// Describes the job: `mib` and `writes` of each task's table, `rate` and `count` of its records. Rows go to the directory
 /// `output` and, at once, to the address `socket`, where these are given; with `exchange=yes` by way of another stage.
+/// With `turn_ms` it takes turns with a job that has another `turn`, 0 or 1.
 pub(crate) fn describe(job: &mut Job) -> Result<(), &'static str> {
     let mib: u64 = job.param("mib").default(64);
     if !(1..=1024).contains(&mib) {
@@ -293,6 +331,11 @@ pub(crate) fn describe(job: &mut Job) -> Result<(), &'static str> {
         job.param("count").default(0),
         job.param("rate").default(0),
     );
+    let turns = Turns {
+        turn_ms: job.param("turn_ms").default(0),
+        turn: job.param("turn").default(0),
+    };
+    let source = source.in_turns((turns.turn_ms > 0).then_some(turns));
     let rows = job.source(source).id("table");
     match job
         .param("exchange")
@@ -367,6 +410,17 @@ mod tests {
             page.0[FAR_WORD] = before.0[FAR_WORD];
         }
         table.write();
+    }
+
+    #[test]
+    fn turns_follow_each_other_with_a_gap() {
+        let waits = |turn, now_ms| Turns { turn_ms: 100, turn }.wait_until_ms(now_ms);
+        assert_eq!(waits(0, 1000), None);
+        assert_eq!(waits(0, 1079), None);
+        assert_eq!(waits(0, 1080), Some(1200));
+        assert_eq!(waits(1, 1080), Some(1100));
+        assert_eq!(waits(1, 1100), None);
+        assert_eq!(waits(1, 1180), Some(1300));
     }
 
     #[test]
