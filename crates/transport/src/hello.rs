@@ -14,7 +14,8 @@ const HELLO_MAX_BYTES: usize = 1 << 10;
 pub(crate) enum ConnectionKind {
     /// Messages between a TaskManager, who dials, and a JobManager, on the greeting's own stream.
     Control,
-    /// Channels between two TaskManagers, each on its own unidirectional stream, in both directions.
+    /// Channels between two TaskManagers, each on its own unidirectional stream, and requests for pages, each on a
+    /// bidirectional one; both in both directions.
     Data,
     /// One module, on the greeting's own stream.
     Blob,

@@ -6,13 +6,17 @@ use std::time::Duration;
 use bytes::Bytes;
 use proptest::prelude::*;
 use tidemill_protocol::control::{Report, ToLeader};
+use tidemill_protocol::image::{PAGE_BYTES, PageRun};
+use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{
-    AttemptId, ChannelHeader, ChannelId, CheckpointId, Epoch, Frame, FrameBody, JobId,
+    AttemptId, ChannelHeader, ChannelId, CheckpointId, Epoch, Frame, FrameBody, JobId, TaskId,
 };
 
-use crate::data::{ChannelError, ChannelReceiver, DataPlane};
+use crate::data::{
+    ChannelError, ChannelReceiver, DataPlane, PAGES_REQUEST_MAX, PagesError, PagesRequest,
+};
 use crate::hello::{ConnectionKind, GreetedStream};
-use crate::stream::Outbox;
+use crate::stream::{Inbox, Outbox};
 use crate::{ConnectionLoss, Credentials, Endpoint, Incoming, RecvError, TransportOptions};
 
 fn endpoint_pair() -> (Endpoint, Endpoint) {
@@ -357,4 +361,124 @@ fn whatever_bytes_come_a_channel_ends_in_frames_or_an_error() {
             Ok(())
         })
         .expect("no counterexample");
+}
+
+fn request(runs: &[(u32, u32)]) -> PagesRequest {
+    let run = |(first, pages): &(u32, u32)| PageRun {
+        first: *first,
+        pages: *pages,
+        zero: false,
+    };
+    PagesRequest {
+        job: JobId([7; 16]),
+        task: TaskId::new(0, 0),
+        manifest: ObjectRef {
+            key: "manifest".to_owned(),
+            len: 1,
+            hash: [0; 32],
+        },
+        runs: runs.iter().map(run).collect(),
+    }
+}
+
+/// What a data plane says of a peer that answers a request for two pages with these bytes, and then with nothing.
+async fn told_of_answer(
+    asking: &DataPlane,
+    (peer, connection): (std::net::SocketAddr, &quinn::Connection),
+    answer: &[u8],
+    finish: bool,
+) -> Result<Bytes, PagesError> {
+    let answering = async {
+        let (send, _receive) = connection.accept_bi().await.expect("asked");
+        let mut outbox = Outbox::new(send);
+        outbox.put_slice(answer);
+        outbox.flush().await.expect("taken");
+        if finish {
+            outbox.finish();
+        }
+        // Unfinished, the stream stays open for as long as the question is.
+        (outbox, _receive)
+    };
+    let patience = if finish { 20_000 } else { 200 };
+    let wanted = request(&[(3, 2)]);
+    let asked = asking.read_pages(peer, &wanted, Duration::from_millis(patience));
+    let (asked, _open) = within(async { tokio::join!(asked, answering) }).await;
+    asked
+}
+
+/// An answer as a peer makes it that means well.
+fn answer_of(pages: &[u8]) -> Vec<u8> {
+    let head = crate::data::encode_answer(pages);
+    let len = u32::try_from(head.len()).expect("short");
+    [&len.to_le_bytes()[..], &head, pages].concat()
+}
+
+#[tokio::test]
+async fn an_answer_that_is_cut_damaged_or_never_comes_is_an_error_and_the_next_one_is_not() {
+    let (sending, asking, connection, _server) = plane_pair().await;
+    let peer = (sending.endpoint().local_address(), &connection);
+    let pages = vec![5; 2 * PAGE_BYTES];
+    let good = answer_of(&pages);
+    for cut in [0, 3, 7, good.len() - 1] {
+        let cut_short = told_of_answer(&asking, peer, &good[..cut], true).await;
+        assert!(
+            matches!(cut_short, Err(PagesError::Garbage { .. })),
+            "{cut_short:?}"
+        );
+        let late = told_of_answer(&asking, peer, &good[..cut], false).await;
+        assert!(matches!(late, Err(PagesError::Late { .. })), "{late:?}");
+    }
+    let mut flipped = good.clone();
+    *flipped.last_mut().expect("it has bytes") ^= 1;
+    let damaged = told_of_answer(&asking, peer, &flipped, true).await;
+    assert!(
+        matches!(damaged, Err(PagesError::Damaged { .. })),
+        "{damaged:?}"
+    );
+    for garbage in [
+        &b"\xff\xff\xff\xff"[..],
+        b"\x04\0\0\0PA\x02\0",
+        b"\x02\0\0\0xx",
+    ] {
+        let told = told_of_answer(&asking, peer, garbage, true).await;
+        assert!(matches!(told, Err(PagesError::Garbage { .. })), "{told:?}");
+    }
+    let read = told_of_answer(&asking, peer, &good, true).await;
+    assert_eq!(read.expect("a good answer"), pages);
+}
+
+#[tokio::test]
+async fn requests_that_nobody_may_make_are_refused_and_the_next_one_is_served() {
+    let (_sending, receiving, connection, _server) = plane_pair().await;
+    let of = |runs: &[(u32, u32)]| {
+        let message = crate::data::encode_request(&request(runs));
+        let len = u32::try_from(message.len()).expect("short");
+        [&len.to_le_bytes()[..], &message].concat()
+    };
+    for bytes in [
+        of(&[(0, PAGES_REQUEST_MAX + 1)]),
+        of(&[(0, u32::MAX), (1, u32::MAX)]),
+        of(&[(7, 0)]),
+        of(&vec![(u32::MAX, 1); 16 << 10]),
+        b"\x04\0\0\0PQ\x02\0".to_vec(),
+        b"\x09\0".to_vec(),
+    ] {
+        let (send, receive) = connection.open_bi().await.expect("opened");
+        let (mut outbox, mut inbox) = (Outbox::new(send), Inbox::new(receive));
+        outbox.put_slice(&bytes);
+        // It may be refused before all of it is taken.
+        outbox.flush().await.ok();
+        outbox.finish();
+        let answered = within(inbox.fill(1)).await;
+        assert!(!answered.expect("the connection lives"), "{bytes:?}");
+    }
+    let (send, receive) = connection.open_bi().await.expect("opened");
+    let (mut outbox, mut inbox) = (Outbox::new(send), Inbox::new(receive));
+    outbox.put_slice(&of(&[(u32::MAX, 1)]));
+    outbox.flush().await.expect("taken");
+    let asked = within(receiving.accept_pages()).await;
+    assert_eq!(*asked.request(), request(&[(u32::MAX, 1)]));
+    tokio::join!(asked.answer(None), async {
+        assert!(inbox.fill(1).await.expect("answered"));
+    });
 }

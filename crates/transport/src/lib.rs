@@ -4,7 +4,7 @@
 //!
 //! Nouns: [`Credentials`] (who one is), [`Endpoint`] (one UDP port, all connections), [`ControlConnection`] (messages
 //! between a JobManager and a TaskManager), [`DataPlane`] with [`ChannelSender`] and [`ChannelReceiver`] (frames
-//! between TaskManagers), [`BlobConnection`] (modules), [`Liveness`] (the idle TCP connection).
+//! between TaskManagers) and [`PagesRequest`] (pages of images between them), [`BlobConnection`] (modules), [`Liveness`] (the idle TCP connection).
 //!
 //! Everything that a connection does in the background runs on the tokio runtime in which [`Endpoint::bind`] was
 //! called; other runtimes and threads may use the handles freely. A body gives that runtime threads of its own, so that
@@ -53,6 +53,7 @@ pub use control::{
 };
 pub use data::{
     ChannelError, ChannelReceiver, ChannelSender, DataConnection, DataPlane, IncomingChannel,
+    IncomingPages, PAGES_REQUEST_MAX, PagesError, PagesRequest,
 };
 pub use endpoint::{BindError, Endpoint, Incoming, ResolveError};
 pub use liveness::{

@@ -1,8 +1,9 @@
-//! The data plane of a TaskManager: one connection per peer, used in both directions, one stream per channel, and
-//! unreliable hints beside them. A channel whose consumer does not read stalls alone. It never decides whether an
+//! The data plane of a TaskManager: one connection per peer, used in both directions, one stream per channel, unreliable
+//! hints beside them, and a stream for each request for pages of an image. A channel whose consumer does not read stalls alone. It never decides whether an
 //! attempt is current, and never reopens a channel: what was lost is the recovery's business.
 
 mod channel;
+mod pages;
 mod pool;
 
 use std::net::SocketAddr;
@@ -15,6 +16,7 @@ use tidemill_protocol::split::SplitRequest;
 use tokio::sync::{Mutex, Semaphore, mpsc};
 
 pub use channel::{ChannelError, ChannelReceiver, ChannelSender};
+pub use pages::{IncomingPages, PAGES_REQUEST_MAX, PagesError, PagesRequest};
 
 use crate::control::ConnectionHandle;
 use crate::endpoint::Endpoint;
@@ -30,7 +32,7 @@ const CHANNELS_WAITING_MAX: usize = 1024;
 const HINTS_WAITING_MAX: usize = 1024;
 /// Hints that wait for a connection; more are dropped.
 const HINTS_DIALLING_MAX: usize = 64;
-/// How long the first message of a channel may take after its first byte.
+/// How long the first message of a stream may take after its first byte.
 const OPENING_TIMEOUT: Duration = Duration::from_secs(10);
 /// The longest first message of a channel, in bytes.
 const OPENING_MAX_BYTES: usize = 256;
@@ -63,6 +65,7 @@ struct Plane {
     arrivals: Arrivals,
     channels: Mutex<mpsc::Receiver<IncomingChannel>>,
     hints: Mutex<mpsc::Receiver<(Peer, SplitRequest)>>,
+    pages: Mutex<mpsc::Receiver<IncomingPages>>,
     hints_dialling: Arc<Semaphore>,
 }
 
@@ -71,6 +74,7 @@ struct Plane {
 struct Arrivals {
     channels: mpsc::Sender<IncomingChannel>,
     hints: mpsc::Sender<(Peer, SplitRequest)>,
+    pages: mpsc::Sender<IncomingPages>,
 }
 
 impl DataConnection {
@@ -91,15 +95,18 @@ impl DataPlane {
     pub fn new(endpoint: Endpoint) -> Self {
         let (channels_in, channels) = mpsc::channel(CHANNELS_WAITING_MAX);
         let (hints_in, hints) = mpsc::channel(HINTS_WAITING_MAX);
+        let (pages_in, pages) = mpsc::channel(pages::REQUESTS_WAITING_MAX);
         Self(Arc::new(Plane {
             endpoint,
             pool: Arc::default(),
             arrivals: Arrivals {
                 channels: channels_in,
                 hints: hints_in,
+                pages: pages_in,
             },
             channels: Mutex::new(channels),
             hints: Mutex::new(hints),
+            pages: Mutex::new(pages),
             hints_dialling: Arc::new(Semaphore::new(HINTS_DIALLING_MAX)),
         }))
     }
@@ -193,6 +200,7 @@ impl DataPlane {
     }
 
     fn register(&self, connection: &quinn::Connection, peer: &Peer) {
+        connection.set_max_concurrent_bi_streams(pages::REQUESTS_MAX.into());
         self.0.pool.insert(connection, peer);
         let served = serve(
             connection.clone(),
@@ -233,6 +241,12 @@ async fn serve(connection: quinn::Connection, peer: Peer, arrivals: Arrivals, po
                 }
                 Err(error) => break error,
             },
+            streams = connection.accept_bi() => match streams {
+                Ok(streams) => {
+                    tokio::spawn(pages::receive_request(streams, peer.clone(), arrivals.pages.clone()));
+                }
+                Err(error) => break error,
+            },
             datagram = connection.read_datagram() => match datagram {
                 // A full queue drops the hint, as the network might have.
                 Ok(datagram) => match codec::decode(&datagram) {
@@ -250,6 +264,16 @@ async fn serve(connection: quinn::Connection, peer: Peer, arrivals: Arrivals, po
 #[cfg(test)]
 pub(crate) fn encode_opening(header: ChannelHeader) -> Vec<u8> {
     codec::encode(&ChannelOpening(header))
+}
+
+#[cfg(test)]
+pub(crate) use pages::{encode_answer, encode_request};
+
+#[cfg(test)]
+impl DataPlane {
+    pub(crate) fn endpoint(&self) -> &Endpoint {
+        &self.0.endpoint
+    }
 }
 
 /// Reads a channel's first message and hands the channel over.

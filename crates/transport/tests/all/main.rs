@@ -9,6 +9,7 @@ mod garbage;
 mod kill;
 mod modules;
 mod netns;
+mod pages;
 mod proxy;
 
 use std::net::SocketAddr;
