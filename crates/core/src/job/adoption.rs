@@ -93,6 +93,7 @@ impl Job {
             ..
         } = running;
         let found = Found::of(state);
+        self.leaves_remains(from);
         if self.knows_last_checkpoint() && self.is_outdated(task, attempt) {
             return self.stop(from, attempt, task);
         }

@@ -215,6 +215,7 @@ impl Job {
                 restore,
                 aligned_checkpoint_timeout_ms: self.record.options.aligned_checkpoint_timeout_ms,
             };
+            self.leaves_remains(&host);
             self.send(&host, Command::Deploy(deployment));
         }
         if let Some(recovery) = self.history.open(region) {

@@ -1,5 +1,8 @@
 //! The second TaskManager of each task: who keeps its last image warm, what he was told to keep, and what he has. Where a
 //! task starts again is decided with it; that it is there is never relied upon.
+//!
+//! TaskManagers also keep, for a while and untold, what tasks leave that are stopped there. Whoever is needed no more is
+//! told to drop all that.
 
 use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::vec::Vec;
@@ -26,6 +29,8 @@ pub(super) struct Standby {
     told: BTreeMap<TaskManagerId, Option<(CheckpointId, BTreeSet<TaskId>)>>,
     /// What each has said that it keeps.
     warm: BTreeMap<TaskManagerId, Kept>,
+    /// Where tasks run or have run, and may have left their memory and images.
+    remains: BTreeSet<TaskManagerId>,
     /// Who is there, or what runs where, has changed since the keepers were chosen.
     is_outdated: bool,
     /// What is to be kept may have changed since the keepers were told.
@@ -106,8 +111,14 @@ impl Job {
         let standby = &mut self.standby;
         standby.told.remove(id);
         standby.warm.remove(id);
+        standby.remains.remove(id);
         standby.keepers.retain(|_, keeper| keeper != id);
         standby.is_outdated = true;
+    }
+
+    /// Tasks run there, and leave something when they are stopped.
+    pub(super) fn leaves_remains(&mut self, at: &TaskManagerId) {
+        self.standby.remains.insert(at.clone());
     }
 
     /// A checkpoint is published or known: it is what is to be kept from now on.
@@ -147,8 +158,9 @@ impl Job {
     /// Tells the keepers what has changed.
     pub(super) fn settle_standby(&mut self) {
         if !self.phase.is_active() && self.phase != Phase::Cancelling {
-            return self.dismiss_keepers();
+            return self.dismiss_everybody();
         }
+        self.dismiss_left();
         if !self.standby.is_untold {
             return;
         }
@@ -204,19 +216,41 @@ impl Job {
         self.send(&keeper, Command::KeepWarm(images));
     }
 
+    /// The job runs: where none of its tasks is any more, what they left is of no use.
+    fn dismiss_left(&mut self) {
+        if self.phase != Phase::Running {
+            return;
+        }
+        let hosts: BTreeSet<&TaskManagerId> = self.placements.values().collect();
+        let standby = &mut self.standby;
+        let needed = |id: &TaskManagerId| hosts.contains(id) || standby.told.contains_key(id);
+        let (needed, left) = core::mem::take(&mut standby.remains)
+            .into_iter()
+            .partition(needed);
+        standby.remains = needed;
+        self.dismiss(left);
+    }
+
     /// The job has ended: nobody keeps anything of it.
-    fn dismiss_keepers(&mut self) {
-        self.standby.keepers.clear();
-        self.standby.warm.clear();
-        for (keeper, told) in core::mem::take(&mut self.standby.told) {
-            let nothing = CheckpointId::new(self.reign.epoch, 0);
-            let images = WarmImages {
+    fn dismiss_everybody(&mut self) {
+        let standby = &mut self.standby;
+        standby.keepers.clear();
+        standby.warm.clear();
+        let mut all = core::mem::take(&mut standby.remains);
+        all.extend(core::mem::take(&mut standby.told).into_keys());
+        self.dismiss(all);
+    }
+
+    /// Tells them to keep nothing of the job.
+    fn dismiss(&mut self, keepers: BTreeSet<TaskManagerId>) {
+        for keeper in keepers {
+            let nothing = WarmImages {
                 job: self.record.id,
                 module: self.record.module,
-                checkpoint: told.map_or(nothing, |(checkpoint, _)| checkpoint),
+                checkpoint: CheckpointId::new(self.reign.epoch, 0),
                 images: Vec::new(),
             };
-            self.send(&keeper, Command::KeepWarm(images));
+            self.send(&keeper, Command::KeepWarm(nothing));
         }
     }
 }

@@ -1,6 +1,6 @@
 //! From TaskManagers to jobs: who registers, what they say, and what it means that they are gone.
 
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::format;
 use alloc::string::String;
 use alloc::vec::Vec;
@@ -96,11 +96,12 @@ impl Leader {
             };
             state.handle(now, event);
         }
-        for (job, tasks) in warm {
-            self.forget_warm(connection, job, &tasks);
-        }
-        for task in by_job_running.into_values().flatten() {
+        for task in by_job_running.values().flatten() {
             self.cancel_orphan(connection, task.job, task.attempt);
+        }
+        let unknown: BTreeSet<JobId> = by_job_running.into_keys().chain(warm.into_keys()).collect();
+        for job in unknown {
+            self.forget_images(connection, job);
         }
     }
 

@@ -36,26 +36,18 @@ impl Leader {
                 let from = from.clone();
                 self.tell(now, job, job::Event::Warm { from, tasks });
             } else {
-                self.forget_warm(connection, job, &tasks);
+                self.forget_images(connection, job);
             }
         }
     }
 
-    /// Has images dropped that belong to no job that this leader knows.
-    pub(super) fn forget_warm(
-        &mut self,
-        connection: ConnectionId,
-        job: JobId,
-        tasks: &[(TaskId, CheckpointId)],
-    ) {
-        let Some((_, checkpoint)) = tasks.first() else {
-            return;
-        };
+    /// Has everything dropped that is kept of a job which this leader does not know.
+    pub(super) fn forget_images(&mut self, connection: ConnectionId, job: JobId) {
         let command = Command::KeepWarm(WarmImages {
             job,
             // Where nothing is kept there is no module to compile.
             module: ModuleHash([0; 32]),
-            checkpoint: *checkpoint,
+            checkpoint: CheckpointId::new(self.config.epoch, 0),
             images: Vec::new(),
         });
         self.send(connection, command);

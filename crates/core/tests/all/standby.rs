@@ -176,6 +176,76 @@ fn nothing_is_kept_of_a_job_that_has_ended_or_is_not_known() {
     assert_eq!(kept(&cluster, OTHER), BTreeMap::new());
 }
 
+/// Where something is that tasks of a job have left, or may leave.
+fn remains(cluster: &Cluster, job: JobId) -> BTreeSet<&str> {
+    let has = |one: &TaskManager| one.remains.iter().any(|(of, _)| *of == job);
+    let all = cluster.task_managers.iter();
+    let all = all.filter(|(_, one)| has(one));
+    all.map(|(name, _)| name.as_str()).collect()
+}
+
+/// A job without keepers, on `a` and `b`.
+fn plain() -> Cluster {
+    let mut cluster = Cluster::new(&["a", "b"]);
+    cluster.submit(record(JOB), graph(4, Routing::AllToAll));
+    cluster.seconds(1);
+    assert_eq!(remains(&cluster, JOB), ["a", "b"].into());
+    cluster
+}
+
+#[test]
+fn what_tasks_leave_is_dropped_at_once_when_their_job_ends() {
+    let mut cancelled = plain();
+    cancelled.cancel(JOB);
+    assert_eq!(remains(&cancelled, JOB), BTreeSet::new());
+
+    let mut finished = plain();
+    finished.all_tasks(JOB, TaskManager::finish);
+    finished.seconds(1);
+    assert_eq!(finished.phase(JOB), Phase::Finished);
+    assert_eq!(remains(&finished, JOB), BTreeSet::new());
+
+    let mut failed = Cluster::new(&["a", "b"]);
+    let mut brittle = record(JOB);
+    brittle.options.restart = RestartStrategy::FixedDelay {
+        attempts: 0,
+        delay_ms: 0,
+    };
+    failed.submit(brittle, graph(4, Routing::AllToAll));
+    failed.one_task(JOB, TaskId::new(0, 0), TaskManager::fail);
+    assert_eq!(failed.phase(JOB), Phase::Failed);
+    assert_eq!(remains(&failed, JOB), BTreeSet::new());
+}
+
+#[test]
+fn a_successor_knows_where_its_tasks_leave_something() {
+    let mut cluster = plain();
+    cluster.restart_jobmanager();
+    cluster.connect_all();
+    assert_eq!(cluster.phase(JOB), Phase::Running);
+    cluster.cancel(JOB);
+    assert_eq!(remains(&cluster, JOB), BTreeSet::new());
+}
+
+#[test]
+fn where_no_task_runs_any_more_nothing_is_left_of_them() {
+    let mut cluster = plain();
+    cluster.join("c", 2);
+    cluster.drain("b");
+    cluster.seconds(1);
+    assert!(!places(&cluster).values().any(|place| place == "b"));
+    assert_eq!(remains(&cluster, JOB), ["a", "c"].into());
+}
+
+#[test]
+fn what_is_there_of_a_job_that_nobody_knows_is_dropped() {
+    let mut cluster = plain();
+    cluster.records.clear();
+    cluster.restart_jobmanager();
+    cluster.connect_all();
+    assert_eq!(remains(&cluster, JOB), BTreeSet::new());
+}
+
 #[test]
 fn a_job_that_wants_no_keepers_has_none() {
     let mut cluster = Cluster::new(&["a", "b"]);

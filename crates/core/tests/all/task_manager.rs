@@ -53,6 +53,8 @@ pub(crate) struct TaskManager {
     pub(crate) completed: Vec<(JobId, CheckpointId)>,
     /// What it was told will never be published.
     pub(crate) aborted: Vec<(JobId, CheckpointId)>,
+    /// The tasks that have left something here, or may when they are stopped.
+    pub(crate) remains: BTreeSet<(JobId, TaskId)>,
     /// The images that it keeps for others.
     pub(crate) warm: BTreeMap<(JobId, TaskId), CheckpointId>,
     /// Where else the images of its tasks were said to be, when they were deployed.
@@ -85,6 +87,7 @@ impl TaskManager {
             tasks: BTreeMap::new(),
             completed: Vec::new(),
             aborted: Vec::new(),
+            remains: BTreeSet::new(),
             warm: BTreeMap::new(),
             warm_at: BTreeMap::new(),
             pauses: Vec::new(),
@@ -122,6 +125,11 @@ impl TaskManager {
         let tasks: BTreeSet<TaskId> = images.images.iter().map(|(task, _)| *task).collect();
         self.warm
             .retain(|(of, task), _| *of != job || tasks.contains(task));
+        if tasks.is_empty() {
+            let runs = &self.tasks;
+            self.remains
+                .retain(|key| key.0 != job || runs.contains_key(key));
+        }
         if behaviour.warming_stalls || tasks.is_empty() {
             return None;
         }
@@ -210,6 +218,7 @@ impl TaskManager {
                 past: deployment.restore.into_iter().collect(),
             };
             self.tasks.insert((job, id), execution);
+            self.remains.insert((job, id));
             self.warm_at.insert((job, id), task.warm_at.clone());
             let damaged = deployment
                 .restore
