@@ -174,8 +174,8 @@ fn set(key: &str, value: &str) -> [String; 2] {
     ["--set".to_owned(), format!("{key}={value}")]
 }
 
-/// Removes what is meant for another cluster.
-pub(crate) fn clean_environment(command: &mut Command) -> &mut Command {
+/// Removes the variables that are meant for another cluster.
+pub fn clean_environment(command: &mut Command) -> &mut Command {
     for (name, _) in env::vars_os() {
         if name.to_string_lossy().starts_with("TIDEMILL_") {
             command.env_remove(name);

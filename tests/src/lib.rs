@@ -35,6 +35,7 @@ pub use artifacts::{data, module, tidemill};
 pub use cluster::{Cluster, Leader, ZOOKEEPER_HOSTS};
 pub use committed::{commits_ms, first_commit_ms};
 pub use job::Job;
+pub use launch::clean_environment;
 pub use network::{Network, OUTSIDE};
 pub use options::ClusterOptions;
 pub use process::Process;

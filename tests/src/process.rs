@@ -8,7 +8,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
+use tidemill_zookeeper_ensemble::signal;
 
 use crate::log::tail;
 use crate::wait_for;
@@ -122,14 +123,15 @@ impl Process {
         self.signal(libc::SIGKILL)
     }
 
-    /// Stops it with SIGSTOP: it keeps its connections and says nothing.
+    /// Stops it with SIGSTOP: it keeps its connections and says nothing. No thread of it runs when this returns.
     ///
     /// # Errors
-    /// When the signal cannot be sent.
+    /// When the signal cannot be sent, or it ends instead.
     pub fn freeze(&mut self) -> anyhow::Result<()> {
         self.check()?;
+        self.ensure_not_ended()?;
         self.is_frozen = true;
-        self.signal(libc::SIGSTOP)
+        signal::freeze(&self.child).with_context(|| format!("cannot freeze {}", self.name))
     }
 
     /// Lets it go on with SIGCONT.
@@ -137,8 +139,9 @@ impl Process {
     /// # Errors
     /// When the signal cannot be sent.
     pub fn thaw(&mut self) -> anyhow::Result<()> {
+        self.ensure_not_ended()?;
         self.is_frozen = false;
-        self.signal(libc::SIGCONT)
+        signal::thaw(&self.child).with_context(|| format!("cannot thaw {}", self.name))
     }
 
     /// Asks it with SIGTERM to end, and waits until it has.
@@ -203,16 +206,19 @@ impl Process {
     }
 
     fn signal(&mut self, signal: libc::c_int) -> anyhow::Result<()> {
-        if self.child.try_wait()?.is_some() {
-            bail!("{} has ended already", self.name);
-        }
-        let id = libc::pid_t::try_from(self.id())?;
-        // SAFETY: the call touches no memory, and the id is that of a child that has not been waited for.
-        match unsafe { libc::kill(id, signal) } {
-            0 => Ok(()),
-            _ => Err(std::io::Error::last_os_error())
-                .with_context(|| format!("cannot send signal {signal} to {}", self.name)),
-        }
+        self.ensure_not_ended()?;
+        signal::send(&self.child, signal)
+            .with_context(|| format!("cannot send signal {signal} to {}", self.name))
+    }
+
+    /// The id of one that has ended may be another's by now.
+    fn ensure_not_ended(&mut self) -> anyhow::Result<()> {
+        ensure!(
+            self.child.try_wait()?.is_none(),
+            "{} has ended already",
+            self.name
+        );
+        Ok(())
     }
 }
 
@@ -277,12 +283,9 @@ mod tests {
         .expect("it starts");
         assert!(process.resident_bytes().expect("it runs") > 0);
         process.freeze().expect("it runs");
-        let state =
-            || fs::read_to_string(format!("/proc/{}/stat", process.id())).expect("it is there");
-        wait_for("the stop", LIMIT, || {
-            Ok(state().contains(") T ").then_some(()))
-        })
-        .expect("it stops");
+        let state = fs::read_to_string(format!("/proc/{}/stat", process.id()));
+        let state = state.expect("it is there");
+        assert!(state.contains(") T "), "it has stopped: {state}");
         process.thaw().expect("it is there");
         let status = process.terminate(LIMIT).expect("it ends");
         assert!(

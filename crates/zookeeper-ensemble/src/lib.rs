@@ -22,7 +22,7 @@ mod ensemble;
 mod java;
 mod ports;
 mod server;
-mod signal;
+pub mod signal;
 
 use std::path::PathBuf;
 use std::time::Duration;

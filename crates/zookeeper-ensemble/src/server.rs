@@ -163,13 +163,8 @@ impl Server {
     /// Stops it where it is, or lets it go on. It has stopped with all its threads when this returns.
     pub(crate) fn set_frozen(&mut self, frozen: bool) -> Result<(), EnsembleError> {
         let what = if frozen { "frozen" } else { "thawed" };
-        let done = self.process.as_ref().is_some_and(|process| {
-            if frozen {
-                signal::send(process, libc::SIGSTOP) && signal::wait_until_stopped(process)
-            } else {
-                signal::send(process, libc::SIGCONT)
-            }
-        });
+        let set = if frozen { signal::freeze } else { signal::thaw };
+        let done = self.process.as_ref().is_some_and(|it| set(it).is_ok());
         if !done {
             return Err(self.not_running(what));
         }

@@ -1,11 +1,11 @@
 //! What `tidemill` is told by a user and says to him.
 
-use std::env;
 use std::process::{Command, Output};
 
 use anyhow::ensure;
-use tidemill_tests::{Cluster, tidemill};
+use tidemill_tests::{Cluster, clean_environment, tidemill};
 
+/// Words as arguments.
 pub(crate) fn owned(words: &[&str]) -> Vec<String> {
     words.iter().map(|word| (*word).to_owned()).collect()
 }
@@ -32,13 +32,28 @@ pub(crate) fn shown(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String>
     Ok(said)
 }
 
+/// What a verb prints on standard output, which is for programs.
+pub(crate) fn printed(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
+    let output = cluster.run(&owned(words))?;
+    ensure!(
+        output.status.success(),
+        "{words:?} failed: {}",
+        text(&output)
+    );
+    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
+}
+
+/// What a verb that must fail says.
+pub(crate) fn refused(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
+    let output = cluster.run(&owned(words))?;
+    let said = text(&output);
+    ensure!(!output.status.success(), "{words:?} succeeded: {said}");
+    Ok(said)
+}
+
 /// `tidemill` without the variables of a developer's own cluster.
 pub(crate) fn tidemill_alone() -> anyhow::Result<Command> {
     let mut command = Command::new(tidemill()?);
-    for (name, _) in env::vars_os() {
-        if name.to_string_lossy().starts_with("TIDEMILL_") {
-            command.env_remove(name);
-        }
-    }
+    clean_environment(&mut command);
     Ok(command)
 }

@@ -19,7 +19,7 @@ pub(crate) const JOB_LIMIT: Duration = Duration::from_secs(90);
 pub(crate) const REACTION_LIMIT: Duration = Duration::from_secs(30);
 
 /// The session with ZooKeeper of every process: short, so that tests are, and long enough for a busy machine.
-pub(crate) const SESSION: Duration = Duration::from_millis(2_500);
+pub(crate) const SESSION: Duration = Duration::from_secs(3);
 
 /// Records a second of [`watched_count`].
 pub(crate) const RATE: u64 = 2_000;
@@ -220,6 +220,11 @@ impl Watched {
         cluster.wait_for("records to arrive", limit, |_| {
             Ok((self.receiver.lines() >= goal).then_some(()))
         })
+    }
+
+    /// Whether its source has records for so many seconds more, and not only by a hair's breadth.
+    pub(crate) fn lasts_for(&self, seconds: u64) -> bool {
+        self.receiver.lines() as u64 + RATE * seconds < self.running.truth.records()
     }
 
     /// Waits until a checkpoint is complete that began in this epoch or later, after `after_ms` of the Unix epoch, and

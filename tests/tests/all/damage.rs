@@ -29,20 +29,33 @@ const FLIPS: [(&str, usize, u8); 12] = [
     (".manifest", 1000, 7),
 ];
 
-/// The checkpoints that a job can go back to, once none is about to become one.
-fn settled(job: &Stateful) -> anyhow::Result<Option<Vec<String>>> {
-    let checkpoints = job.job.checkpoints()?;
-    let history = checkpoints["history"].as_array().context("a history")?;
-    let is_published_soon = |checkpoint: &Value| {
-        checkpoint["status"] == "in-progress"
-            && checkpoint["tasks_acknowledged"] == checkpoint["tasks"]
+/// How long the jobs take that lose a bit: all are submitted, and have checkpoints, before the first has ended.
+const JOB_SECONDS: u64 = 14;
+
+/// The checkpoints that each job can go back to, oldest first, once no TaskManager runs: nothing becomes a checkpoint any
+/// more then, and what is retained is what a restart finds.
+fn retained_at_rest(cluster: &mut Cluster, jobs: &[&Job]) -> anyhow::Result<Vec<Vec<String>>> {
+    let retained = |job: &&Job| -> anyhow::Result<Option<Vec<String>>> {
+        let checkpoints = job.checkpoints()?;
+        let under_way = |checkpoint: &Value| checkpoint["status"] == "in-progress";
+        let history = checkpoints["history"].as_array().context("a history")?;
+        if job.status()? != "waiting" || history.iter().any(under_way) {
+            return Ok(None);
+        }
+        Ok(Some(serde_json::from_value(
+            checkpoints["retained"].clone(),
+        )?))
     };
-    if history.iter().any(is_published_soon) {
-        return Ok(None);
-    }
-    Ok(Some(serde_json::from_value(
-        checkpoints["retained"].clone(),
-    )?))
+    let all = cluster.wait_for("every job to wait", REACTION_LIMIT, |_| {
+        jobs.iter()
+            .map(retained)
+            .collect::<anyhow::Result<Option<Vec<_>>>>()
+    })?;
+    ensure!(
+        all.iter().all(|checkpoints| checkpoints.len() == 2),
+        "two checkpoints are kept of each job: {all:?}"
+    );
+    Ok(all)
 }
 
 #[test]
@@ -66,7 +79,7 @@ fn a_flipped_bit_anywhere_sends_the_job_back_to_the_checkpoint_before() -> anyho
                     name: &format!("flip-{number}"),
                     mib: 1,
                     tasks: 1,
-                    seconds: 9,
+                    seconds: JOB_SECONDS,
                     has_exchange: false,
                     more: &[],
                 },
@@ -77,23 +90,18 @@ fn a_flipped_bit_anywhere_sends_the_job_back_to_the_checkpoint_before() -> anyho
         job.job
             .wait_for_checkpoints(&mut cluster, 3, REACTION_LIMIT)?;
     }
-    // Nothing becomes a checkpoint any more, so that the damaged one stays the newest.
-    cluster.taskmanagers()[0].freeze()?;
-    let mut newest = Vec::new();
-    for (job, (kind, thousandths, bit)) in jobs.iter().zip(FLIPS) {
-        let retained =
-            cluster.wait_for("the last checkpoints", REACTION_LIMIT, |_| settled(job))?;
-        ensure!(retained.len() == 2, "two are kept: {retained:?}");
+    cluster.taskmanagers()[0].kill()?;
+    let known: Vec<&Job> = jobs.iter().map(|job| &job.job).collect();
+    let all_retained = retained_at_rest(&mut cluster, &known)?;
+    for ((job, retained), (kind, thousandths, bit)) in jobs.iter().zip(&all_retained).zip(FLIPS) {
         let object = &objects(&cluster, &job.job, &retained[1], kind)?[0];
         let mut bytes = fs::read(object)?;
         let at = (bytes.len() - 1) * thousandths / 1000;
         bytes[at] ^= 1 << bit;
         fs::write(object, bytes)?;
-        newest.push(retained);
     }
-    cluster.taskmanagers()[0].kill()?;
     cluster.restart_taskmanagers()?;
-    for ((job, retained), flip) in jobs.iter().zip(&newest).zip(FLIPS) {
+    for ((job, retained), flip) in jobs.iter().zip(&all_retained).zip(FLIPS) {
         let detail = job
             .finish_without_loss(&mut cluster)
             .with_context(|| format!("{flip:?}"))?;
@@ -182,32 +190,6 @@ fn nothing_lost(running: &Running, count: u64, keys: u64) -> anyhow::Result<()> 
     Ok(())
 }
 
-/// Ends every process at once, and returns the checkpoints that each job can go back to, oldest first.
-fn kill_everything(cluster: &mut Cluster, jobs: &[&Running]) -> anyhow::Result<Vec<Vec<String>>> {
-    for process in cluster.taskmanagers() {
-        process.kill()?;
-    }
-    // Once nothing runs, no checkpoint is under way: what is retained then is what a new JobManager finds.
-    let retained = |running: &&Running| -> anyhow::Result<Option<Vec<String>>> {
-        let checkpoints = running.job.checkpoints()?;
-        let under_way = |checkpoint: &Value| checkpoint["status"] == "in-progress";
-        let history = checkpoints["history"].as_array().context("a history")?;
-        if running.job.status()? != "waiting" || history.iter().any(under_way) {
-            return Ok(None);
-        }
-        Ok(Some(serde_json::from_value(
-            checkpoints["retained"].clone(),
-        )?))
-    };
-    let all = cluster.wait_for("every job to wait", REACTION_LIMIT, |_| {
-        jobs.iter()
-            .map(retained)
-            .collect::<anyhow::Result<Option<Vec<_>>>>()
-    })?;
-    cluster.jobmanager().kill()?;
-    Ok(all)
-}
-
 #[test]
 fn a_damaged_checkpoint_sends_its_job_back_to_the_one_before() -> anyhow::Result<()> {
     let options = ClusterOptions {
@@ -218,7 +200,8 @@ fn a_damaged_checkpoint_sends_its_job_back_to_the_one_before() -> anyhow::Result
         .set("checkpoints.interval_ms", 400)
         .set("cluster.adoption_timeout_ms", 500);
     let mut cluster = Cluster::start(options)?;
-    let count = 12_000;
+    // At this rate the first still runs when the last of all has its checkpoints.
+    let count = 16_000;
     let start = |name: &str| counting(&cluster, name, count, &[("rate", 1_000)], &[]);
     let mut damaged = Vec::new();
     for kind in [".segment", ".manifest", "metadata"] {
@@ -238,11 +221,12 @@ fn a_damaged_checkpoint_sends_its_job_back_to_the_one_before() -> anyhow::Result
             .job
             .wait_for_checkpoints(&mut cluster, 3, JOB_LIMIT)?;
     }
-    let retained = kill_everything(&mut cluster, &jobs)?;
-    ensure!(
-        retained.iter().all(|checkpoints| checkpoints.len() == 2),
-        "two checkpoints are kept of each job: {retained:?}"
-    );
+    for process in cluster.taskmanagers() {
+        process.kill()?;
+    }
+    let known: Vec<&Job> = jobs.iter().map(|running| &running.job).collect();
+    let retained = retained_at_rest(&mut cluster, &known)?;
+    cluster.jobmanager().kill()?;
 
     for ((running, kind, damage), checkpoints) in damaged.iter().zip(&retained) {
         let object = &objects(&cluster, &running.job, &checkpoints[1], kind)?[0];

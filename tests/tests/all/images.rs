@@ -43,7 +43,7 @@ fn lose_a_table(options: ClusterOptions, seconds: u64) -> anyhow::Result<(Cluste
 
 #[test]
 fn survivors_go_back_in_their_own_memory() -> anyhow::Result<()> {
-    let (mut cluster, state) = lose_a_table(ClusterOptions::default(), 5)?;
+    let (mut cluster, state) = lose_a_table(ClusterOptions::default(), 8)?;
     let lost = state.host(&mut cluster, 0)?;
     cluster.taskmanagers()[lost].kill()?;
     let detail = state.finish(&mut cluster)?;
@@ -63,7 +63,7 @@ fn survivors_go_back_in_their_own_memory() -> anyhow::Result<()> {
 #[test]
 fn a_lost_task_goes_on_where_its_image_stands_by() -> anyhow::Result<()> {
     let options = ClusterOptions::default().set("recovery.standby", true);
-    let (mut cluster, state) = lose_a_table(options, 6)?;
+    let (mut cluster, state) = lose_a_table(options, 9)?;
     let lost = state.host(&mut cluster, 0)?;
     cluster.wait_for("the standby image", REACTION_LIMIT, |_| {
         let detail = state.job.detail()?;

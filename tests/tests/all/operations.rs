@@ -1,14 +1,10 @@
 //! What an operator does with a running cluster: cancel, look, stop processes in order.
 
-use std::time::Duration;
-
 use anyhow::{Context, ensure};
 use serde_json::Value;
 use tidemill_tests::{Cluster, ClusterOptions};
 
-use crate::common::{JOB_LIMIT, word_count};
-
-const REACTION_LIMIT: Duration = Duration::from_secs(30);
+use crate::common::{JOB_LIMIT, REACTION_LIMIT, word_count};
 
 #[test]
 fn a_cancelled_job_ends_and_frees_its_slots() -> anyhow::Result<()> {

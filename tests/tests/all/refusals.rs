@@ -2,32 +2,20 @@
 
 use std::fs;
 use std::net::UdpSocket;
-use std::process::{Command, Output, Stdio};
+use std::process::{Output, Stdio};
 
-use anyhow::ensure;
-use tidemill_tests::{Cluster, ClusterOptions, data, module, tidemill};
+use anyhow::{Context, ensure};
+use tidemill_tests::{Cluster, ClusterOptions, data, module};
 
+use crate::command_line::{self, says, text, tidemill_alone};
 use crate::common::{arguments, word_count};
-
-fn text(output: &Output) -> String {
-    let stderr = String::from_utf8_lossy(&output.stderr);
-    format!("{}{stderr}", String::from_utf8_lossy(&output.stdout))
-}
 
 /// A submission that must be refused with all of these words.
 fn refused(cluster: &Cluster, arguments: &[String], words: &[&str]) -> anyhow::Result<()> {
-    let mut all = vec!["run".to_owned(), "--detach".to_owned()];
-    all.extend_from_slice(arguments);
-    let output = cluster.run(&all)?;
-    let said = text(&output);
-    ensure!(!output.status.success(), "{all:?} was accepted: {said}");
-    for word in words {
-        ensure!(
-            said.contains(word),
-            "the refusal of {all:?} does not say `{word}`: {said}"
-        );
-    }
-    Ok(())
+    let arguments = arguments.iter().map(String::as_str);
+    let all: Vec<&str> = ["run", "--detach"].into_iter().chain(arguments).collect();
+    let said = command_line::refused(cluster, &all)?;
+    says(&said, words).with_context(|| format!("the refusal of {all:?}"))
 }
 
 #[test]
@@ -36,6 +24,28 @@ fn bad_submissions_are_refused_by_name_and_hurt_nobody() -> anyhow::Result<()> {
     let running = word_count(&cluster, "output", 6)?;
 
     let wordcount = module("wordcount")?.to_string_lossy().into_owned();
+    let with = |parameters: &[(&str, &str)], more: &[&str]| {
+        let owned: Vec<_> = parameters
+            .iter()
+            .map(|(name, value)| (*name, (*value).to_owned()))
+            .collect();
+        let mut all = vec![wordcount.clone()];
+        all.extend(arguments(&owned));
+        all.extend(more.iter().map(|word| (*word).to_owned()));
+        all
+    };
+    let input = data("shakespeare.txt");
+    let input = input.to_str().unwrap_or_default();
+    let fresh = cluster.directory().join("fresh");
+    let fresh = fresh.to_str().unwrap_or_default();
+    // First, while the job that writes there runs.
+    let same = format!("{}/./x/../", running.output.display());
+    refused(
+        &cluster,
+        &with(&[("input", input), ("output", &same)], &[]),
+        &["output", running.job.id()],
+    )?;
+
     let file = |name: &str, bytes: &[u8]| -> anyhow::Result<Vec<String>> {
         let path = cluster.directory().join(name);
         fs::write(&path, bytes)?;
@@ -61,20 +71,6 @@ fn bad_submissions_are_refused_by_name_and_hurt_nobody() -> anyhow::Result<()> {
         &["none.wasm"],
     )?;
 
-    let with = |parameters: &[(&str, &str)], more: &[&str]| {
-        let owned: Vec<_> = parameters
-            .iter()
-            .map(|(name, value)| (*name, (*value).to_owned()))
-            .collect();
-        let mut all = vec![wordcount.clone()];
-        all.extend(arguments(&owned));
-        all.extend(more.iter().map(|word| (*word).to_owned()));
-        all
-    };
-    let input = data("shakespeare.txt");
-    let input = input.to_str().unwrap_or_default();
-    let fresh = cluster.directory().join("fresh");
-    let fresh = fresh.to_str().unwrap_or_default();
     refused(&cluster, &with(&[("input", input)], &[]), &["output"])?;
     refused(
         &cluster,
@@ -101,13 +97,6 @@ fn bad_submissions_are_refused_by_name_and_hurt_nobody() -> anyhow::Result<()> {
         &with(&[("input", input), ("output", fresh)], &setting),
         &["checkpoints.interval_ms"],
     )?;
-    let same = format!("{}/./x/../", running.output.display());
-    refused(
-        &cluster,
-        &with(&[("input", input), ("output", &same)], &[]),
-        &["output", running.job.id()],
-    )?;
-
     let posted = cluster.rest().post(
         &format!("/v1/jobs?parallelism=0&param.input={input}&param.output={fresh}"),
         "application/wasm",
@@ -148,7 +137,7 @@ fn a_finished_jobs_directory_may_be_written_to_again() -> anyhow::Result<()> {
 
 /// What a process says that cannot start.
 fn start(kind: &str, settings: &[String]) -> anyhow::Result<Output> {
-    let mut command = Command::new(tidemill()?);
+    let mut command = tidemill_alone()?;
     command.arg(kind);
     for setting in settings {
         command.args(["--set", setting]);
@@ -164,13 +153,7 @@ fn a_process_that_cannot_start_says_why() -> anyhow::Result<()> {
         let output = start("taskmanager", &[setting.to_owned()])?;
         let said = text(&output);
         ensure!(output.status.code() == Some(2), "{setting}: {said}");
-        words.iter().try_for_each(|word| {
-            ensure!(
-                said.contains(word),
-                "{setting}: `{word}` is not said: {said}"
-            );
-            Ok(())
-        })
+        says(&said, words).with_context(|| setting.to_owned())
     };
     wrong("taskmanager.slots=many", &["taskmanager.slots", "many"])?;
     wrong("taskmanager.slot=2", &["taskmanager.slots"])?;

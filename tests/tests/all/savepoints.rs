@@ -7,34 +7,14 @@ use anyhow::{Context, ensure};
 use tidemill_tests::oracle::records;
 use tidemill_tests::{Cluster, ClusterOptions, module};
 
+use crate::command_line::{printed, refused};
 use crate::common::{
     JOB_LIMIT, REACTION_LIMIT, Running, StateOptions, Stateful, keyed_count, keyed_count_with,
     wait_for_no_leftovers,
 };
 
-/// How long a job without a stop takes.
-const JOB_SECONDS: u64 = 4;
-
-/// What a verb of the command line prints on standard output.
-fn printed(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
-    let arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    let output = cluster.run(&arguments)?;
-    ensure!(
-        output.status.success(),
-        "{words:?} failed: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    Ok(String::from_utf8_lossy(&output.stdout).trim().to_owned())
-}
-
-/// What a verb of the command line that must fail says.
-fn refused(cluster: &Cluster, words: &[&str]) -> anyhow::Result<String> {
-    let arguments: Vec<String> = words.iter().map(|word| (*word).to_owned()).collect();
-    let output = cluster.run(&arguments)?;
-    let said = String::from_utf8_lossy(&output.stderr).into_owned();
-    ensure!(!output.status.success(), "{words:?} succeeded: {said}");
-    Ok(said)
-}
+/// How long a job without a stop takes: long enough for a busy machine to ask for something while it runs.
+const JOB_SECONDS: u64 = 6;
 
 fn copy_directory(from: &Path, to: &Path) -> anyhow::Result<()> {
     fs::create_dir_all(to)?;
@@ -122,7 +102,7 @@ fn a_job_runs_on_while_a_savepoint_is_taken_of_it() -> anyhow::Result<()> {
         name: "rows",
         mib: 4,
         tasks: 2,
-        seconds: 4,
+        seconds: JOB_SECONDS,
         has_exchange: true,
         more: &[],
     };

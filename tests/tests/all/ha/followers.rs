@@ -4,11 +4,8 @@ use anyhow::{Context, ensure};
 use serde_json::Value;
 use tidemill_tests::{Cluster, ClusterOptions, module};
 
+use crate::command_line::{owned, text};
 use crate::common::{JOB_LIMIT, REACTION_LIMIT, SESSION};
-
-fn owned(words: &[&str]) -> Vec<String> {
-    words.iter().map(|word| (*word).to_owned()).collect()
-}
 
 #[test]
 fn a_follower_sends_everybody_to_the_leader() -> anyhow::Result<()> {
@@ -95,9 +92,8 @@ fn the_command_line_follows_a_job_over_a_change_of_leaders() -> anyhow::Result<(
     cluster.jobmanager_at(leader.index).kill()?;
     let ended = cluster.wait_for("the command to end", JOB_LIMIT, |_| Ok(client.try_wait()?))?;
     let said = client.wait_with_output()?;
-    let text =
-        String::from_utf8_lossy(&said.stderr).into_owned() + &String::from_utf8_lossy(&said.stdout);
-    ensure!(ended.success(), "it saw the job finish: {ended} {text}");
-    ensure!(text.contains("finished"), "and says so: {text}");
+    let said = text(&said);
+    ensure!(ended.success(), "it saw the job finish: {ended} {said}");
+    ensure!(said.contains("finished"), "and says so: {said}");
     cluster.shut_down()
 }

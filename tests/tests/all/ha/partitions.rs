@@ -13,7 +13,7 @@ use crate::common::{REACTION_LIMIT, SESSION, Watched, watched_count};
 const TASK_MANAGERS: [&str; 3] = ["tm-1", "tm-2", "tm-3"];
 
 /// How long the job of a test runs that nothing disturbs.
-const JOB_SECONDS: u64 = 12;
+const JOB_SECONDS: u64 = 14;
 
 fn name(leader: Leader) -> String {
     format!("jm-{}", leader.index + 1)
@@ -27,7 +27,7 @@ fn start() -> anyhow::Result<Option<(Cluster, Watched)>> {
     };
     let options = options
         .set("cluster.heartbeat_interval_ms", 200)
-        .set("cluster.heartbeat_timeout_ms", 1_500);
+        .set("cluster.heartbeat_timeout_ms", 2_000);
     let Some(mut cluster) = Cluster::try_start(options)? else {
         return Ok(None);
     };
@@ -215,12 +215,13 @@ fn everybody_cut_off_from_everybody() -> anyhow::Result<()> {
         cluster.network().isolate(host)?;
     }
     let (from, from_ms) = (Instant::now(), unix_ms());
-    let quiet = SESSION * 2;
-    cluster.wait_for("two sessions to pass", REACTION_LIMIT, |_| {
+    let quiet = SESSION * 3;
+    cluster.wait_for("three sessions to pass", REACTION_LIMIT, |_| {
         Ok((from.elapsed() >= quiet).then_some(()))
     })?;
     let back_ms = unix_ms();
-    let since_ms = from_ms + u64::try_from(SESSION.as_millis())?;
+    // What had been decided before is shown soon after, by a machine that is busy too.
+    let since_ms = from_ms + u64::try_from((SESSION * 2).as_millis())?;
     let commits = commits_ms(&watched.running.output)?;
     ensure!(
         !commits.iter().any(|ms| (since_ms..back_ms).contains(ms)),

@@ -5,7 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, ensure};
 use tidemill_tests::{Cluster, ClusterOptions, TakeoverTable, unix_ms};
 
-use crate::common::{REACTION_LIMIT, SESSION, watched_count};
+use crate::common::{REACTION_LIMIT, watched_count};
+
+/// The session of every process: long, so that a leadership that is handed over is told from one that has run out.
+const LONG_SESSION: Duration = Duration::from_secs(12);
 
 /// How long a process may take to end when its tasks must move first.
 const DRAIN_LIMIT: Duration = Duration::from_secs(30);
@@ -18,9 +21,9 @@ fn milliseconds(duration: Duration) -> Option<u64> {
 #[test]
 fn rolling_restart() -> anyhow::Result<()> {
     // Room for every task while one TaskManager is away; and a strategy that would not bear a failure.
-    let options = ClusterOptions::highly_available(SESSION).set("restart.strategy", "none");
+    let options = ClusterOptions::highly_available(LONG_SESSION).set("restart.strategy", "none");
     let mut cluster = Cluster::start(options)?;
-    let watched = watched_count(&cluster, "output", 25, "127.0.0.1")?;
+    let watched = watched_count(&cluster, "output", 30, "127.0.0.1")?;
     watched.settle(&mut cluster)?;
     let before = watched.attempts()?;
     let mut table = TakeoverTable::new(&["ended", "leads", "checkpoint", "arrival gap"]);
@@ -37,7 +40,7 @@ fn rolling_restart() -> anyhow::Result<()> {
                     .elapsed()
                     .saturating_sub(Duration::from_millis(next.leading_for_ms));
                 ensure!(
-                    leads < SESSION / 2,
+                    leads < LONG_SESSION / 2,
                     "leadership is handed over at once, not after {leads:?}"
                 );
                 milliseconds(leads)
