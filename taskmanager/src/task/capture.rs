@@ -199,6 +199,7 @@ impl Capturing {
         });
         let (execution, store, events) = (self.execution, self.store.clone(), self.events.clone());
         let shared = Arc::clone(&self.shared);
+        let dirty_bytes = captured.first_stats().dirty_bytes;
         let abandon = self.stop.child_token();
         self.upload = Some(Upload {
             checkpoint,
@@ -213,6 +214,7 @@ impl Capturing {
             };
             // The driver outlives every task; when it is gone the process ends.
             let _ = events.send(event);
+            warm_room(&shared.room, dirty_bytes).await;
         });
     }
 
@@ -344,7 +346,6 @@ async fn store_capture(
         room: Arc::clone(&shared.room),
     };
     shared.images.stored(execution, image);
-    warm_room(&shared.room, stats.dirty_bytes).await;
     stats.upload_us = micros(began.elapsed());
     stats.image_bytes = written.image_bytes;
     stats.written_bytes = written.written_bytes;
