@@ -3,7 +3,7 @@
 //!
 //! An abort undoes nothing: a chain grows with every capture that is stored, also of checkpoints that never complete.
 //! The scheme is that of incremental snapshots over a log-structured store (as in LSM trees): segments are written once,
-//! and mostly dead ones are freed by writing their last live pages again.
+//! mostly dead ones are freed by writing their last live pages again, and small ones are brought together when there are many.
 
 use std::ops::Range;
 
@@ -61,11 +61,11 @@ impl ImageChain {
         self.newest.is_none() && !self.unlisted
     }
 
-    /// Pages that the next capture should hold though they may not have been written to: they alone keep mostly dead
-    /// segments from being deleted. At most `pages_max`.
+    /// Pages that the next capture should hold though they may not have been written to: they alone keep segments that are
+    /// mostly dead, or of very many that have few pages, from being deleted. At most `pages_max`.
     #[must_use]
     pub fn pages_to_write_again(&self, pages_max: u32) -> Vec<Range<u32>> {
-        self.layout.pages_of_mostly_dead_segments(pages_max)
+        self.layout.pages_to_write_again(pages_max)
     }
 
     /// A segment has been stored; says what its manifest is to list.

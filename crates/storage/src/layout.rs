@@ -10,6 +10,14 @@ use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, BlockRef, ObjectRef};
 /// A segment of which less than this share is still part of the image, in percent, is to be written again.
 const MOSTLY_DEAD_PERCENT: u64 = 20;
 
+/// From so many segments on, those with few pages left are brought together: every one is an object, and is listed in each
+/// full manifest.
+const SEGMENTS_MANY: usize = 256;
+
+/// A segment with fewer pages of the image than this has few. What is brought together has more, so that no page is written
+/// again twice for this reason.
+const FEW_PAGES: u32 = 16;
+
 /// In [`Layout::owners`]: the page is zero.
 const ZERO: u32 = u32::MAX;
 
@@ -42,10 +50,7 @@ impl Layout {
     ) {
         let pages = usize::try_from(memory_bytes).unwrap_or(usize::MAX) / PAGE_BYTES;
         self.owners.resize(pages, ZERO);
-        let places: Vec<u32> = segments
-            .into_iter()
-            .map(|segment| self.place(segment))
-            .collect();
+        let places = self.place(segments);
         for block in blocks {
             let owner = index(self.blocks.len());
             let zero = block.len == 0;
@@ -66,13 +71,34 @@ impl Layout {
         }
     }
 
-    /// The index of a segment; two manifests of a chain may list the same one.
-    fn place(&mut self, segment: ObjectRef) -> u32 {
-        let known = self.segments.iter().rposition(|known| *known == segment);
-        index(known.unwrap_or_else(|| {
-            self.segments.push(segment);
-            self.segments.len() - 1
-        }))
+    /// The indexes of these segments; two manifests of a chain may list the same one.
+    fn place(&mut self, segments: Vec<ObjectRef>) -> Vec<u32> {
+        let known: Vec<Option<u32>> = {
+            let numbers = self.numbers();
+            let number = |segment| self.number(&numbers, segment);
+            segments.iter().map(number).collect()
+        };
+        let place = |(segment, known): (ObjectRef, Option<u32>)| {
+            known.unwrap_or_else(|| {
+                self.segments.push(segment);
+                index(self.segments.len() - 1)
+            })
+        };
+        segments.into_iter().zip(known).map(place).collect()
+    }
+
+    /// The indexes of all segments by their keys.
+    fn numbers(&self) -> BTreeMap<&str, u32> {
+        let segments = (0..).zip(&self.segments);
+        segments
+            .map(|(number, segment)| (segment.key.as_str(), number))
+            .collect()
+    }
+
+    /// The index of this segment, if there is one.
+    fn number(&self, numbers: &BTreeMap<&str, u32>, segment: &ObjectRef) -> Option<u32> {
+        let number = *numbers.get(segment.key.as_str())?;
+        (self.segment(number) == segment).then_some(number)
     }
 
     /// How many blocks hold at least one page of the image.
@@ -126,8 +152,9 @@ impl Layout {
         runs.into_iter().flat_map(zero_blocks)
     }
 
-    /// The pages that keep mostly dead segments alive, up to a number of pages: written again, they free the segments.
-    pub(crate) fn pages_of_mostly_dead_segments(&self, pages_max: u32) -> Vec<Range<u32>> {
+    /// The pages of segments that are not worth an object any more, up to a number of pages: written again, they free the
+    /// segments. Those are the mostly dead ones, and of very many segments those with few pages.
+    pub(crate) fn pages_to_write_again(&self, pages_max: u32) -> Vec<Range<u32>> {
         let mut live_bytes = vec![0; self.segments.len()];
         let mut live_pages = vec![0; self.segments.len()];
         for placed in &self.blocks {
@@ -136,20 +163,29 @@ impl Layout {
             live_bytes[segment] += share / u64::from(block.pages);
             live_pages[segment] += placed.owned;
         }
+        let mut chosen = vec![false; self.segments.len()];
         let mut room = pages_max;
-        let dead: Vec<bool> = (0..self.segments.len())
-            .map(|segment| {
-                let len = self.segments[segment].len;
-                let dead = live_bytes[segment] * 100 < len * MOSTLY_DEAD_PERCENT;
-                let chosen = dead && live_pages[segment] > 0 && live_pages[segment] <= room;
-                if chosen {
-                    room -= live_pages[segment];
-                }
-                chosen
-            })
-            .collect();
+        let mut choose = |segment: usize| {
+            if !chosen[segment] && live_pages[segment] > 0 && live_pages[segment] <= room {
+                room -= live_pages[segment];
+                chosen[segment] = true;
+            }
+        };
+        for (number, segment) in self.segments.iter().enumerate() {
+            if live_bytes[number] * 100 < segment.len * MOSTLY_DEAD_PERCENT {
+                choose(number);
+            }
+        }
+        let live = live_pages.iter().filter(|pages| **pages > 0).count();
+        if live >= SEGMENTS_MANY {
+            let has_few = |number: &usize| (1..FEW_PAGES).contains(&live_pages[*number]);
+            let few: Vec<usize> = (0..live_pages.len()).filter(has_few).collect();
+            if few.len() >= FEW_PAGES as usize {
+                few.into_iter().for_each(choose);
+            }
+        }
         let wanted = |owner: &u32| {
-            *owner != ZERO && dead[self.blocks[*owner as usize].block.segment as usize]
+            *owner != ZERO && chosen[self.blocks[*owner as usize].block.segment as usize]
         };
         runs_where(self.owners.iter().map(wanted), 0)
     }
@@ -186,14 +222,9 @@ impl Layout {
 
     /// The pages that are in another place than in `older`, and all beyond its end, ascending.
     pub(crate) fn changed_since(&self, older: &Self) -> Vec<PageRun> {
-        let same_segment: Vec<Option<u32>> = older
-            .segments
-            .iter()
-            .map(|segment| {
-                let here = self.segments.iter().rposition(|known| known == segment);
-                here.map(index)
-            })
-            .collect();
+        let numbers = self.numbers();
+        let here = |segment| self.number(&numbers, segment);
+        let same_segment: Vec<Option<u32>> = older.segments.iter().map(here).collect();
         let same_block = |owner: u32, before: u32| {
             if owner == ZERO || before == ZERO {
                 return owner == before;
@@ -339,19 +370,15 @@ mod tests {
             vec![segment("old", 1000)],
             &[block(0, 16, 0, 500), block(16, 16, 500, 500)],
         );
-        assert_eq!(layout.pages_of_mostly_dead_segments(64), []);
+        assert_eq!(layout.pages_to_write_again(64), []);
         layout.lay_over(
             MEMORY,
             vec![segment("new", 800)],
             &[block(0, 14, 0, 400), block(16, 13, 400, 400)],
         );
-        let left = layout.pages_of_mostly_dead_segments(64);
+        let left = layout.pages_to_write_again(64);
         assert_eq!(left, [14..16, 29..32]);
-        assert_eq!(
-            layout.pages_of_mostly_dead_segments(4),
-            [],
-            "too many at once"
-        );
+        assert_eq!(layout.pages_to_write_again(4), [], "too many at once");
 
         let again = [block(14, 2, 0, 40), block(29, 3, 40, 60)];
         layout.lay_over(MEMORY, vec![segment("newest", 100)], &again);
@@ -363,5 +390,59 @@ mod tests {
         assert_eq!(keys, ["new", "newest"]);
         assert_eq!(blocks.len(), 4);
         assert_eq!(layout.live_blocks(), 4);
+    }
+
+    /// A memory of which every capture has written other pages, so many each time.
+    fn layout_of_captures(captures: u32, pages: u32) -> Layout {
+        let mut layout = Layout::default();
+        let memory_bytes = u64::from(captures * pages) * PAGE_BYTES as u64;
+        for capture in 0..captures {
+            let segment = segment(&format!("{capture:05}"), u64::from(pages) * 100);
+            let block = block(capture * pages, pages, 0, pages * 100);
+            layout.lay_over(memory_bytes, vec![segment], &[block]);
+        }
+        layout
+    }
+
+    #[test]
+    fn very_many_segments_with_few_pages_are_brought_together() {
+        let few = layout_of_captures(255, 2);
+        assert_eq!(few.pages_to_write_again(1024), []);
+        let whole = layout_of_captures(300, 16);
+        assert_eq!(whole.pages_to_write_again(1024), [], "each has enough");
+
+        let mut many = layout_of_captures(300, 2);
+        assert_eq!(many.pages_to_write_again(1024), [0..600]);
+        assert_eq!(many.pages_to_write_again(100), [0..100]);
+        let together: Vec<BlockRef> = (0..300_u32)
+            .step_by(8)
+            .map(|number| block(number * 2, 16.min(600 - number * 2), u64::from(number), 1))
+            .collect();
+        let memory_bytes = 600 * PAGE_BYTES as u64;
+        many.lay_over(memory_bytes, vec![segment("together", 38)], &together);
+        assert_eq!(many.pages_to_write_again(1024), []);
+        assert_eq!(many.compact().0.len(), 1);
+    }
+
+    #[test]
+    fn a_hundred_thousand_segments_are_told_apart_in_no_time() {
+        let layout = layout_of_captures(1, 1);
+        let segments: Vec<ObjectRef> = (0..100_000)
+            .map(|number| segment(&format!("{number:05}"), 100))
+            .collect();
+        let blocks: Vec<BlockRef> = (0..100_000)
+            .map(|number| BlockRef {
+                segment: number,
+                ..block(number, 1, 0, 100)
+            })
+            .collect();
+        let memory_bytes = 100_000 * PAGE_BYTES as u64;
+        let mut newer = layout.clone();
+        newer.lay_over(memory_bytes, segments, &blocks);
+        // The first is the one that was known, with the same length and hash.
+        assert_eq!(newer.segments.len(), 100_000);
+        let changed = newer.changed_since(&layout);
+        assert_eq!(changed.len(), 1);
+        assert_eq!((changed[0].first, changed[0].end()), (1, 100_000));
     }
 }
