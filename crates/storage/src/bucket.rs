@@ -15,8 +15,8 @@ use object_store::gcp::{GoogleCloudStorageBuilder, GoogleConfigKey};
 use object_store::prefix::PrefixStore;
 use object_store::{BackoffConfig, ClientConfigKey, ObjectStore, RetryConfig};
 
-use crate::OpenError;
-use crate::location::{Bucket, Service};
+use crate::location::{Bucket, Location, Service};
+use crate::{OpenError, Store};
 
 /// From when on a failed request is not tried again. With the longest single try (30 s) after it, it stays within the time
 /// that a request may take in all, so that the error tells what was wrong and not merely that time ran out.
@@ -47,6 +47,15 @@ pub(crate) struct Probe {
     /// A client that gives up soon.
     objects: Arc<dyn ObjectStore>,
     bucket: Bucket,
+}
+
+impl Store {
+    /// Whether objects are in a bucket, so that each read is a request to a service, and no file that this machine reads
+    /// or keeps in its memory.
+    #[must_use]
+    pub fn is_bucket(&self) -> bool {
+        matches!(Location::parse(self.url()), Ok(Location::Bucket(_)))
+    }
 }
 
 impl Clients {

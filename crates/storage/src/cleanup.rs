@@ -6,7 +6,7 @@ use std::collections::BTreeSet;
 use futures::{StreamExt, TryStreamExt};
 use object_store::path::Path;
 use tidemill_protocol::record::CheckpointPointer;
-use tidemill_protocol::{CheckpointId, JobId};
+use tidemill_protocol::{AttemptId, CheckpointId, JobId};
 
 use crate::error::RequestError;
 use crate::fault::fault_point;
@@ -105,6 +105,38 @@ impl Store {
         Ok(orphans)
     }
 
+    /// Deletes of the checkpoints later than `after`, up to `over`, what attempts wrote that never go on, and the metadata.
+    /// The caller knows that none of these checkpoints was published, nor ever will be.
+    ///
+    /// What other attempts wrote stays: what they capture next builds on it.
+    ///
+    /// # Errors
+    /// When the store fails; it may be repeated.
+    pub async fn delete_abandoned(
+        &self,
+        job: JobId,
+        after: Option<CheckpointId>,
+        over: CheckpointId,
+        ended: &BTreeSet<AttemptId>,
+    ) -> Result<(), CleanupError> {
+        for checkpoint in self.list_checkpoints(job).await? {
+            if Some(checkpoint) <= after || checkpoint > over {
+                continue;
+            }
+            let prefix = keys::checkpoint(job, checkpoint);
+            let metadata = keys::metadata(job, checkpoint);
+            let is_abandoned = |key: &str| {
+                key == metadata || keys::attempt_of(key).is_some_and(|by| ended.contains(&by))
+            };
+            let deleted = async {
+                self.delete_where(&prefix, is_abandoned).await?;
+                self.delete_empty_directory(&prefix).await
+            };
+            deleted.await.map_err(|error| error.cleaning(&prefix))?;
+        }
+        Ok(())
+    }
+
     /// Deletes one object. That there is none is no error.
     pub(crate) async fn delete_key(&self, key: &str) -> Result<(), RequestError> {
         let path = path(key)?;
@@ -139,12 +171,20 @@ impl Store {
         needed: &BTreeSet<String>,
     ) -> Result<(), RequestError> {
         self.delete_cut_off_uploads(prefix, None).await?;
+        self.delete_where(prefix, |key| !needed.contains(key)).await
+    }
+
+    async fn delete_where(
+        &self,
+        prefix: &str,
+        is_to_go: impl Fn(&str) -> bool,
+    ) -> Result<(), RequestError> {
         let below = path(prefix)?;
         let listed = self.objects().list(Some(&below));
         let mut found: Vec<Path> = self
             .request(listed.map_ok(|object| object.location).try_collect())
             .await?;
-        found.retain(|location| !needed.contains(location.as_ref()));
+        found.retain(|location| is_to_go(location.as_ref()));
         fault_point("delete.listed");
         let mut deleted = self
             .objects()

@@ -179,8 +179,10 @@ pub enum WriteError {
         /// The object.
         key: String,
     },
-    /// The image is larger than any memory that could be restored from it.
-    #[error("the memory for `{key}` has {bytes} bytes, and at most {max} can be stored")]
+    /// It is larger than what could be read back.
+    #[error(
+        "what is to be stored as `{key}` has {bytes} bytes, and at most {max} can be: let the task keep less"
+    )]
     TooLarge {
         /// The object.
         key: String,
@@ -375,10 +377,23 @@ pub enum SavepointError {
     },
     /// Its writing or its deletion was begun and not ended.
     #[error(
-        "the savepoint at `{path}` is incomplete, since its writing or its deletion was not ended: use another one; \
-         `tidemill savepoint delete` removes what is left of it"
+        "the savepoint at `{path}` is incomplete{}: its writing, its deletion or its copying was not ended; use another \
+         one, and `tidemill savepoint delete` removes what is left of it",
+        in_words(.missing)
     )]
     Incomplete {
+        /// Its name.
+        path: String,
+        /// The objects that are known to be missing, or have another length than was written; relative to it. Which
+        /// segments belong to it only its verification tells.
+        missing: Vec<String>,
+    },
+    /// Another one was begun there, or is just being written.
+    #[error(
+        "at `{path}` another savepoint was begun: name another place, or remove what is left of that one with \
+         `tidemill savepoint delete`"
+    )]
+    Occupied {
         /// Its name.
         path: String,
     },
@@ -412,6 +427,19 @@ pub enum SavepointError {
     /// Objects cannot be listed or deleted.
     #[error(transparent)]
     Cleanup(#[from] CleanupError),
+}
+
+/// How many missing objects a message names.
+const NAMED_MAX: usize = 3;
+
+fn in_words(missing: &[String]) -> String {
+    let (named, others) = missing.split_at(missing.len().min(NAMED_MAX));
+    let named: Vec<String> = named.iter().map(|key| format!("`{key}`")).collect();
+    match (named.is_empty(), others.len()) {
+        (true, _) => String::new(),
+        (false, 0) => format!(" (without {})", named.join(", ")),
+        (false, others) => format!(" (without {} and {others} more)", named.join(", ")),
+    }
 }
 
 /// Why a request to the store came to nothing; each operation says the rest.

@@ -109,6 +109,28 @@ fn task_object(
     )
 }
 
+/// The attempt that wrote an object of a checkpoint; `None` for every object that is no task's.
+#[must_use]
+pub(crate) fn attempt_of(key: &str) -> Option<AttemptId> {
+    let (_, name) = key.rsplit_once('/')?;
+    let name = name
+        .strip_suffix(".segment")
+        .or_else(|| name.strip_suffix(".manifest"))?;
+    let numbers: Vec<&str> = name.split('-').collect();
+    let [stage, subtask, epoch, counter] = numbers[..] else {
+        return None;
+    };
+    let number = |digits: &str, padded: usize| -> Option<u64> {
+        let is_number = digits.bytes().all(|byte| byte.is_ascii_digit());
+        (digits.len() == padded && is_number).then(|| digits.parse().ok())?
+    };
+    number(stage, 10).and(number(subtask, 10))?;
+    Some(AttemptId::new(
+        Epoch(number(epoch, 20)?),
+        number(counter, 20)?,
+    ))
+}
+
 /// Whose checkpoint a key belongs to; `None` for every key that is not below `checkpoints/<job>/<checkpoint>`.
 #[must_use]
 pub fn checkpoint_of(job: JobId, key: &str) -> Option<CheckpointId> {
@@ -119,6 +141,14 @@ pub fn checkpoint_of(job: JobId, key: &str) -> Option<CheckpointId> {
         padded.then(|| digits.parse().ok())?
     };
     Some(CheckpointId::new(Epoch(number(epoch)?), number(counter)?))
+}
+
+/// The job and the checkpoint that a key belongs to; `None` for every key that is no checkpoint's.
+#[must_use]
+pub(crate) fn job_and_checkpoint_of(key: &str) -> Option<(JobId, CheckpointId)> {
+    let job = key.strip_prefix("checkpoints/")?.split('/').next()?;
+    let job = job.parse().ok()?;
+    Some((job, checkpoint_of(job, key)?))
 }
 
 /// `checkpoints/<job>/<checkpoint>/<hash>.segment`: a segment that a job began with.
@@ -152,6 +182,13 @@ pub(crate) fn is_of_savepoint(relative: &str) -> bool {
     matches!(relative, SAVEPOINT | SAVEPOINT_MODULE | SAVEPOINT_GRAPH)
         || relative.ends_with(".manifest") && !relative.contains('/')
         || is_segment().is_some_and(|name| !name.contains('/'))
+}
+
+/// The savepoints that an object with this key may be a part of: the directory of each, and the key relative to it.
+pub(crate) fn in_savepoints(key: &str) -> impl Iterator<Item = (&str, &str)> {
+    let parents = key.rmatch_indices('/').take(2);
+    let splits = parents.map(|(end, _)| (&key[..end], &key[end + 1..]));
+    splits.filter(|(_, relative)| is_of_savepoint(relative))
 }
 
 /// The directory of the savepoint that this object marks; `None` for every object that marks none.
@@ -198,7 +235,26 @@ mod tests {
         for id in ids {
             assert_eq!(checkpoint_of(JOB, &checkpoint(JOB, id)), Some(id));
             assert_eq!(checkpoint_of(JOB, &metadata(JOB, id)), Some(id));
+            assert_eq!(job_and_checkpoint_of(&metadata(JOB, id)), Some((JOB, id)));
         }
+    }
+
+    #[test]
+    fn a_task_s_objects_name_the_attempt_that_wrote_them() {
+        let id = CheckpointId::new(Epoch(3), 17);
+        let attempt = AttemptId::new(Epoch(2), u64::MAX);
+        let task = TaskId::new(1, u32::MAX);
+        for key in [
+            segment(JOB, task, attempt, id),
+            manifest(JOB, task, attempt, id),
+        ] {
+            assert_eq!(attempt_of(&key), Some(attempt), "{key}");
+            assert_eq!(attempt_of(&format!("{key}#1")), None);
+            assert_eq!(attempt_of(&key.replace("0000000001-", "1-")), None);
+        }
+        assert_eq!(attempt_of(&metadata(JOB, id)), None);
+        assert_eq!(attempt_of(&imported_segment(JOB, id, &[7; 32])), None);
+        assert_eq!(attempt_of(""), None);
     }
 
     #[test]

@@ -2,9 +2,12 @@
 //! show, and empty directories. Object stores proper have neither; what was uploaded in part to them goes by the rule that
 //! their owner sets. It never deletes an object.
 
+use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::time::SystemTime;
 use std::{fs, io};
+
+use tokio::sync::oneshot;
 
 use crate::error::RequestError;
 use crate::{CleanupError, Store, keys};
@@ -32,15 +35,47 @@ impl Store {
         prefix: &str,
         untouched_since: Option<SystemTime>,
     ) -> Result<(), RequestError> {
+        self.delete_uploads_of(prefix, untouched_since, |_| true)
+            .await
+    }
+
+    /// The same for the objects that these are; they are asked for by their keys, relative to the prefix.
+    pub(crate) async fn delete_uploads_of(
+        &self,
+        prefix: &str,
+        untouched_since: Option<SystemTime>,
+        is_of_these: fn(&str) -> bool,
+    ) -> Result<(), RequestError> {
         self.on_disk(prefix, move |directory| {
             for path in files_below(&directory)? {
-                if is_upload(&path) && is_older(&path, untouched_since)? {
+                let object = path.strip_prefix(&directory).ok().and_then(uploaded);
+                if object.is_some_and(is_of_these) && is_older(&path, untouched_since)? {
                     absent_is_fine(fs::remove_file(path))?;
                 }
             }
             Ok(())
         })
         .await
+    }
+
+    /// Lets what was created, linked and deleted in a directory survive a loss of power.
+    pub(crate) async fn sync_directory(&self, prefix: &str) -> Result<(), RequestError> {
+        self.on_disk(prefix, |directory| {
+            absent_is_fine(File::open(directory).and_then(|directory| directory.sync_all()))
+        })
+        .await
+    }
+
+    /// Whether an object is a file of its own, and not a link to one that may go or change; true in every object store proper.
+    pub(crate) async fn is_plain_file(&self, key: &str) -> Result<bool, RequestError> {
+        let (told, plain) = oneshot::channel();
+        self.on_disk(key, move |path| {
+            // Whoever asked may have gone.
+            let _ = told.send(fs::symlink_metadata(path)?.is_file());
+            Ok(())
+        })
+        .await?;
+        Ok(plain.await.unwrap_or(true))
     }
 
     /// Deletes a directory if there is nothing in it.
@@ -101,13 +136,11 @@ fn files_below(directory: &Path) -> io::Result<Vec<PathBuf>> {
     Ok(files)
 }
 
-/// Whether a file has the name of an upload under way: an object's, `#` and a number.
-fn is_upload(path: &Path) -> bool {
-    let name = path.file_name().and_then(|name| name.to_str());
-    name.and_then(|name| name.rsplit_once('#'))
-        .is_some_and(|(_, number)| {
-            !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit())
-        })
+/// The key of the object that is being uploaded to a file of this name: the object's, `#` and a number.
+fn uploaded(path: &Path) -> Option<&str> {
+    let (key, number) = path.to_str()?.rsplit_once('#')?;
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number.then_some(key)
 }
 
 fn is_older(path: &Path, than: Option<SystemTime>) -> io::Result<bool> {

@@ -36,6 +36,7 @@ mod mortal;
 mod put;
 mod read_image;
 mod savepoint;
+mod sealed;
 mod store;
 mod stored_image;
 mod unrecorded;

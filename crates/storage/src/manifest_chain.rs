@@ -12,6 +12,9 @@ use crate::{MEMORY_BYTES_MAX, ReadError, Store};
 /// The longest chain of deltas that is followed. Full manifests are written far more often than this.
 const CHAIN_MAX: usize = 256;
 
+/// The most that a segment can have: a whole memory that does not compress, with what that adds to each block.
+const SEGMENT_BYTES_MAX: u64 = MEMORY_BYTES_MAX + MEMORY_BYTES_MAX / 64;
+
 /// A manifest with all its bases, resolved.
 #[derive(Debug)]
 pub(crate) struct ResolvedImage {
@@ -93,6 +96,13 @@ fn check(manifest: &Manifest, job: JobId, task: TaskId) -> Result<(), String> {
         return Err(format!(
             "its memory of {} bytes is not made of whole pages",
             manifest.memory_bytes
+        ));
+    }
+    let mut segments = manifest.segments.iter();
+    if let Some(segment) = segments.find(|segment| segment.len > SEGMENT_BYTES_MAX) {
+        return Err(format!(
+            "its segment `{}` has {} bytes, and at most {SEGMENT_BYTES_MAX} are possible",
+            segment.key, segment.len
         ));
     }
     manifest

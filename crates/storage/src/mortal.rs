@@ -12,7 +12,8 @@ use object_store::memory::InMemory;
 use object_store::path::Path;
 use object_store::{
     CopyOptions, Error, GetOptions, GetResult, ListResult, MultipartUpload, ObjectMeta,
-    ObjectStore, ObjectStoreExt, PutMultipartOptions, PutOptions, PutPayload, PutResult, Result,
+    ObjectStore, ObjectStoreExt, PutMode, PutMultipartOptions, PutOptions, PutPayload, PutResult,
+    Result,
 };
 
 use crate::Store;
@@ -25,6 +26,8 @@ pub(crate) struct Mortal {
     left: Arc<AtomicUsize>,
     /// One more was asked for.
     dead: Arc<AtomicBool>,
+    /// It overwrites what is only to be created, as services do that do not know the condition.
+    careless: bool,
 }
 
 impl std::fmt::Display for Mortal {
@@ -40,6 +43,15 @@ impl Mortal {
             objects: Arc::new(objects.fork()),
             left: Arc::new(AtomicUsize::new(changes)),
             dead: Arc::default(),
+            careless: false,
+        }
+    }
+
+    /// One that does not know that something is only to be created.
+    pub(crate) fn careless() -> Self {
+        Self {
+            careless: true,
+            ..Self::new(&InMemory::new(), usize::MAX)
         }
     }
 
@@ -113,7 +125,7 @@ impl ObjectStore for Mortal {
         &'a self,
         location: &'b Path,
         payload: PutPayload,
-        options: PutOptions,
+        mut options: PutOptions,
     ) -> BoxFuture<'c, Result<PutResult>>
     where
         'a: 'c,
@@ -121,6 +133,9 @@ impl ObjectStore for Mortal {
     {
         Box::pin(async move {
             self.change()?;
+            if self.careless {
+                options.mode = PutMode::Overwrite;
+            }
             self.objects.put_opts(location, payload, options).await
         })
     }

@@ -11,7 +11,7 @@ use tidemill_protocol::manifest::ObjectRef;
 use tokio::runtime::Handle;
 
 use crate::error::RequestError;
-use crate::store::path;
+use crate::store::{Length, path};
 use crate::{ReadError, Store, WriteError};
 
 /// How much of an object is sent at once. Object stores want parts of at least 5 MiB.
@@ -20,9 +20,21 @@ pub(crate) const PART_BYTES: usize = 8 << 20;
 /// How many parts of one object are sent at the same time.
 const PARTS_IN_FLIGHT: usize = 4;
 
+/// How an object came to be there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Created {
+    /// By this call.
+    New,
+    /// Before it, with the same bytes.
+    Same,
+}
+
 impl Store {
     /// Stores an object whole where there is none of this key. One with the very same bytes counts as this one: so a
     /// writer whose answer was lost, or that crashed, may ask again.
+    ///
+    /// The store itself sees to it that of several writers one alone creates it. A service that does not know
+    /// `If-None-Match` and says nothing lets the last one win; what has been there for longer stays with such a one, too.
     ///
     /// # Errors
     /// [`WriteError::AlreadyExists`] when there is another one, which stays as it is; and when it could not be written:
@@ -34,25 +46,49 @@ impl Store {
     ) -> Result<ObjectRef, WriteError> {
         let bytes = bytes.into();
         let object = self.describe(key, &bytes).await?;
+        self.create(&object, bytes).await.map(|_| object)
+    }
+
+    /// As [`Self::put_new`]; says whether it was there before.
+    pub(crate) async fn create(
+        &self,
+        object: &ObjectRef,
+        bytes: Bytes,
+    ) -> Result<Created, WriteError> {
+        let key = &object.key;
+        if let Some(there) = self.there_before(object, &bytes).await? {
+            return Ok(there);
+        }
         let path = path(key).map_err(|error| RequestError::Store(error).writing(key))?;
         let create = self
             .objects()
             .put_opts(&path, bytes.clone().into(), PutMode::Create.into());
         let Err(error) = self.request(create).await else {
-            return Ok(object);
+            return Ok(Created::New);
         };
-        let taken = matches!(
-            error,
-            RequestError::Store(object_store::Error::AlreadyExists { .. })
-        );
-        match self.get(key, None).await {
-            Ok(found) if found == bytes => Ok(object),
-            Ok(_) => Err(WriteError::AlreadyExists { key: key.into() }),
+        match self.there_before(object, &bytes).await {
+            Ok(Some(there)) => Ok(there),
+            Err(taken @ WriteError::AlreadyExists { .. }) => Err(taken),
             // Two that create it at once may both be refused; then there is none, and another try is called for.
-            Err(found) if taken && !matches!(found, ReadError::Missing { .. }) => {
-                Err(WriteError::AlreadyExists { key: key.into() })
-            }
-            Err(_) => Err(error.writing(key)),
+            _ => Err(error.writing(key)),
+        }
+    }
+
+    /// Whether these bytes are there already; another object in their place is an error.
+    async fn there_before(
+        &self,
+        object: &ObjectRef,
+        bytes: &Bytes,
+    ) -> Result<Option<Created>, WriteError> {
+        let key = &object.key;
+        match self.get(key, Length::Exactly(object.len)).await {
+            Ok(found) if found == bytes => Ok(Some(Created::Same)),
+            Err(ReadError::Missing { .. }) => Ok(None),
+            Err(error) if !error.is_lost() => Err(WriteError::Failed {
+                key: key.clone(),
+                source: error.into(),
+            }),
+            _ => Err(WriteError::AlreadyExists { key: key.clone() }),
         }
     }
 
@@ -138,5 +174,26 @@ impl Store {
     /// Ends an upload that failed. The failure is what is worth telling: parts that this cannot remove are invisible.
     pub(crate) async fn abort_upload(&self, upload: &mut dyn MultipartUpload) {
         let _ = self.request(upload.abort()).await;
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::mortal::Mortal;
+
+    #[tokio::test]
+    async fn what_has_been_there_stays_also_where_the_service_would_overwrite_it() {
+        let store = Mortal::careless().store();
+        let mine = store.put_new("savepoints/x", "mine").await.unwrap();
+        assert_eq!(store.put_new("savepoints/x", "mine").await.unwrap(), mine);
+        for other in ["other", "more", ""] {
+            let error = store.put_new("savepoints/x", other).await.unwrap_err();
+            assert!(
+                matches!(error, WriteError::AlreadyExists { .. }),
+                "{error:?}"
+            );
+        }
+        assert_eq!(store.get_object(&mine).await.unwrap(), "mine");
     }
 }

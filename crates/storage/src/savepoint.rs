@@ -3,20 +3,25 @@
 //! that its last object, `savepoint`, is written. It never overwrites one, and never refers to what is outside.
 
 use std::collections::BTreeMap;
-use std::time::SystemTime;
 
+use bytes::Bytes;
 use futures::StreamExt;
-use tidemill_protocol::JobId;
-use tidemill_protocol::codec;
+use tidemill_protocol::codec::Versioned;
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef, Savepoint};
 use tidemill_protocol::record::JobRecord;
+use tidemill_protocol::{CheckpointId, JobId};
 
 use crate::error::SavepointError;
 use crate::fault::fault_point;
+use crate::put::Created;
+use crate::sealed::{seal, unseal};
+use crate::store::{Length, METADATA_BYTES_MAX};
 use crate::{ReadError, Store, WriteError, keys};
-use copy::{Target, segments_of};
-use place::Place;
+use check::{check_metadata, check_place, check_savepoint};
+use copy::Target;
+use place::{Listed, Place};
 
+mod check;
 mod copy;
 mod delete;
 mod import;
@@ -25,11 +30,11 @@ mod verify;
 
 pub use verify::Verification;
 
-/// The length of the hash that ends the object `savepoint`.
-const HASH_BYTES: usize = 32;
-
-/// Segments that are copied at the same time.
+/// Segments that are copied, and images that are opened, at the same time.
 const COPIES_MAX: usize = 4;
+
+/// What every module begins with.
+const WASM: &[u8] = b"\0asm";
 
 /// What a savepoint is made of.
 #[derive(Clone, Copy, Debug)]
@@ -108,18 +113,15 @@ impl Store {
             return Ok(there);
         }
         let source = Place::whole(self);
-        let images = source.open_images(of.metadata).await?;
-        let segments = segments_of(&images);
+        let segments = source.segments_of(of.metadata).await?;
         let module = self.get_module(&of.record.module).await?;
         let graph = self.get_object(&of.record.graph).await?;
         let total = segments.values().map(|segment| segment.len).sum::<u64>()
             + (module.len() + graph.len()) as u64;
 
-        // The first object is new in any case, and linked ones may be as old as what they link to: whoever looks for
-        // savepoints that were given up long ago sees that this one was not.
         let inside = place.inside()?;
-        let module = inside.put_object(keys::SAVEPOINT_MODULE, module).await?;
-        let graph = inside.put_object(keys::SAVEPOINT_GRAPH, graph).await?;
+        let module = place.begin(keys::SAVEPOINT_MODULE, module).await?;
+        let graph = place.begin(keys::SAVEPOINT_GRAPH, graph).await?;
         let mut done = module.len + graph.len;
         progress(done, total);
         let copy = |segment: &ObjectRef| {
@@ -137,13 +139,15 @@ impl Store {
         drop(copies);
         let metadata = Target {
             store: &inside,
+            is_new: true,
             job: of.metadata.job,
             checkpoint: of.metadata.checkpoint,
             segment: &|segment| keys::savepoint_segment(&segment.hash),
             manifest: &|task| keys::savepoint_manifest(task.task, of.metadata.checkpoint),
         }
-        .write_manifests(of.metadata, &images)
-        .await?;
+        .write_manifests(&source, of.metadata)
+        .await
+        .map_err(|error| place.occupied(error))?;
         fault_point("savepoint.objects-copied");
 
         let savepoint = Savepoint {
@@ -170,24 +174,20 @@ impl Store {
         savepoint: Savepoint,
         segments: impl Iterator<Item = &'a ObjectRef>,
     ) -> Result<SavepointSummary, SavepointError> {
-        let mut missing: BTreeMap<String, u64> = segments
-            .map(|segment| (keys::savepoint_segment(&segment.hash), segment.len))
-            .collect();
-        let tasks = savepoint.metadata.tasks.iter().map(|task| &task.manifest);
-        for object in tasks.chain([&savepoint.module, &savepoint.graph]) {
-            missing.insert(object.key.clone(), object.len);
-        }
-        for object in place.list().await? {
-            if missing.get(&object.key) == Some(&object.bytes) {
-                missing.remove(&object.key);
-            }
-        }
-        if let Some(key) = missing.into_keys().next() {
+        let segments = segments.map(|segment| ObjectRef {
+            key: keys::savepoint_segment(&segment.hash),
+            ..segment.clone()
+        });
+        let wanted: Vec<ObjectRef> = parts_of(&savepoint).cloned().chain(segments).collect();
+        let missing = missing(wanted.iter(), &place.list().await?);
+        if let Some(key) = missing.into_iter().next() {
             return Err(SavepointError::Vanished {
                 path: place.name().into(),
                 key,
             });
         }
+        // Linked files, and those that a writer before this one came to write, may not be on the disk by their names yet.
+        place.sync().await?;
         let created = place.create(keys::SAVEPOINT, seal(&savepoint)).await?;
         fault_point("savepoint.written");
         if !created {
@@ -223,6 +223,10 @@ impl Store {
         savepoint: Savepoint,
     ) -> Result<SavepointSummary, SavepointError> {
         let objects = place.list().await?;
+        let missing = missing(parts_of(&savepoint), &objects);
+        if !missing.is_empty() {
+            return Err(place.incomplete(missing));
+        }
         Ok(SavepointSummary {
             path: place.name().into(),
             bytes: objects.iter().map(|object| object.bytes).sum(),
@@ -254,6 +258,21 @@ impl Store {
         Ok(found.metadata().clone())
     }
 
+    /// The job and the checkpoint that a name stands for, if that may be retained in this store; nothing is read. Their
+    /// pointer in the registry, where there is one, has the hash that nothing in the store tells.
+    ///
+    /// # Errors
+    /// When the name cannot be a place.
+    pub fn checkpoint_named(
+        &self,
+        name: &str,
+    ) -> Result<Option<(JobId, CheckpointId)>, SavepointError> {
+        let place = Place::to_read(self, name)?;
+        let is_own = place.shares_store(&Place::whole(self));
+        let named = place.as_checkpoint().filter(|_| is_own);
+        Ok(named.and_then(|(_, metadata)| keys::job_and_checkpoint_of(&metadata)))
+    }
+
     /// Every savepoint below a prefix of this store, also what was left of some, in order of their names.
     ///
     /// # Errors
@@ -265,13 +284,20 @@ impl Store {
         let mut listed = Vec::new();
         for found in self.savepoint_directories(prefix).await? {
             let savepoint = match found.place.savepoint().await {
-                Ok(Some(savepoint)) => Ok(savepoint),
-                Ok(None) => Err(found.place.incomplete()),
+                Ok(Some(savepoint)) => {
+                    let missing = missing(parts_of(&savepoint), &found.objects);
+                    match missing.is_empty() {
+                        true => Ok(savepoint),
+                        false => Err(found.place.incomplete(missing)),
+                    }
+                }
+                Ok(None) if !found.place.is_begun().await? => continue,
+                Ok(None) => Err(found.place.incomplete(missing_without_mark(&found.objects))),
                 Err(error) => Err(error),
             };
             listed.push(ListedSavepoint {
                 path: found.place.name().into(),
-                bytes: found.bytes,
+                bytes: found.objects.iter().map(|object| object.bytes).sum(),
                 savepoint,
             });
         }
@@ -292,23 +318,22 @@ impl Store {
     async fn savepoint_directories(&self, prefix: &str) -> Result<Vec<Directory>, SavepointError> {
         let all = Place::to_write(self, prefix)?;
         let objects = all.list().await?;
-        let mut directories: BTreeMap<&str, Directory> = objects
+        let mut directories: BTreeMap<String, Directory> = objects
             .iter()
             .filter_map(|object| keys::marked_savepoint(&object.key))
             .map(|directory| {
+                let objects = Vec::new();
                 let place = all.child(directory);
-                (directory, Directory::new(place))
+                (directory.to_owned(), Directory { place, objects })
             })
             .collect();
-        for object in &objects {
-            let parents = object.key.rmatch_indices('/').take(2);
-            for (end, _) in parents {
-                let (directory, relative) = object.key.split_at(end);
-                if let Some(found) = directories.get_mut(directory)
-                    && keys::is_of_savepoint(&relative[1..])
-                {
-                    found.bytes += object.bytes;
-                    found.newest = found.newest.max(object.modified);
+        for object in objects {
+            for (directory, relative) in keys::in_savepoints(&object.key) {
+                if let Some(found) = directories.get_mut(directory) {
+                    found.objects.push(Listed {
+                        key: relative.into(),
+                        ..object
+                    });
                 }
             }
         }
@@ -320,20 +345,40 @@ impl Store {
 #[derive(Debug)]
 struct Directory {
     place: Place,
-    /// Of all its objects.
-    bytes: u64,
-    /// When the newest of them was written.
-    newest: SystemTime,
+    /// Those of a savepoint, relative to it.
+    objects: Vec<Listed>,
 }
 
-impl Directory {
-    fn new(place: Place) -> Self {
-        Self {
-            place,
-            bytes: 0,
-            newest: SystemTime::UNIX_EPOCH,
-        }
-    }
+/// The objects that a savepoint names itself; its segments are named by its manifests.
+fn parts_of(savepoint: &Savepoint) -> impl Iterator<Item = &ObjectRef> {
+    let tasks = savepoint.metadata.tasks.iter();
+    tasks
+        .map(|task| &task.manifest)
+        .chain([&savepoint.module, &savepoint.graph])
+}
+
+/// The keys of these objects that are not there with their length, in order.
+fn missing<'a>(wanted: impl Iterator<Item = &'a ObjectRef>, there: &[Listed]) -> Vec<String> {
+    let there: BTreeMap<&str, u64> = there
+        .iter()
+        .map(|object| (object.key.as_str(), object.bytes))
+        .collect();
+    let mut missing: Vec<String> = wanted
+        .filter(|object| there.get(object.key.as_str()) != Some(&object.len))
+        .map(|object| object.key.clone())
+        .collect();
+    missing.sort_unstable();
+    missing
+}
+
+/// What is known to be missing of a savepoint of which nothing says what belongs to it.
+fn missing_without_mark(there: &[Listed]) -> Vec<String> {
+    let is_there = |key: &&str| there.iter().any(|object| object.key == *key);
+    [keys::SAVEPOINT, keys::SAVEPOINT_GRAPH]
+        .into_iter()
+        .filter(|key| !is_there(key))
+        .map(str::to_owned)
+        .collect()
 }
 
 impl Place {
@@ -345,30 +390,49 @@ impl Place {
         if let Some((root, key)) = self.as_checkpoint()
             && let Some(bytes) = root.get_if_there(&key).await?
         {
-            let metadata = codec::decode(&bytes);
-            let metadata = metadata.map_err(|error| ReadError::undecodable(&key, &error))?;
+            let metadata = unseal(&bytes, &key)?;
+            check_metadata(&metadata, &key)?;
+            check_place(&metadata, &key)?;
             return Ok(Found::Checkpoint(root, metadata));
         }
         Err(match self.is_begun().await? {
-            true => self.incomplete(),
+            true => self.incomplete(missing_without_mark(&self.list().await?)),
             false => SavepointError::NotThere {
                 path: self.name().into(),
             },
         })
     }
 
-    /// Whether there is at least a part of a savepoint.
+    /// Whether there is at least a part of a savepoint: not any file of such a name.
     async fn is_begun(&self) -> Result<bool, SavepointError> {
-        let module = self.list().await?;
-        Ok(!self.is_reserved()
-            && module
-                .iter()
-                .any(|object| object.key == keys::SAVEPOINT_MODULE))
+        let begun = !self.is_reserved()
+            && (self.begins_with(keys::SAVEPOINT_MODULE, WASM).await?
+                || self.begins_with(keys::SAVEPOINT, &Savepoint::KIND).await?);
+        Ok(begun)
     }
 
-    fn incomplete(&self) -> SavepointError {
+    async fn begins_with(&self, relative: &str, with: &[u8]) -> Result<bool, SavepointError> {
+        let key = self.key(relative);
+        let Some(len) = self.store.len_if_there(&key).await? else {
+            return Ok(false);
+        };
+        let wanted = with.len() as u64;
+        if len < wanted {
+            return Ok(false);
+        }
+        let object = ObjectRef {
+            key,
+            len,
+            hash: [0; 32],
+        };
+        let beginning = self.store.get_range(&object, 0..wanted).await?;
+        Ok(beginning == with)
+    }
+
+    fn incomplete(&self, missing: Vec<String>) -> SavepointError {
         SavepointError::Incomplete {
             path: self.name().into(),
+            missing,
         }
     }
 
@@ -378,14 +442,40 @@ impl Place {
             return Ok(None);
         };
         let key = self.key(keys::SAVEPOINT);
-        Ok(Some(unseal(&bytes, &key)?))
+        let savepoint = unseal(&bytes, &key)?;
+        check_savepoint(&savepoint, &key)?;
+        Ok(Some(savepoint))
     }
 
-    async fn get_if_there(&self, relative: &str) -> Result<Option<bytes::Bytes>, SavepointError> {
-        match self.store.get(&self.key(relative), None).await {
+    async fn get_if_there(&self, relative: &str) -> Result<Option<Bytes>, SavepointError> {
+        let length = Length::AtMost(METADATA_BYTES_MAX);
+        match self.store.get(&self.key(relative), length).await {
             Ok(bytes) => Ok(Some(bytes)),
             Err(ReadError::Missing { .. }) => Ok(None),
             Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Writes one of the first objects of a savepoint, which nobody else has begun here.
+    async fn begin(&self, relative: &str, bytes: Bytes) -> Result<ObjectRef, SavepointError> {
+        let inside = self.inside()?;
+        let object = inside.describe(relative, &bytes).await?;
+        let created = inside.create(&object, bytes.clone()).await;
+        if created.map_err(|error| self.occupied(error.into()))? == Created::Same {
+            // Once more, for its time: who looks for savepoints that were given up sees that this one was not. What is
+            // linked may be as old as what it is linked to.
+            inside.put_object(relative, bytes).await?;
+        }
+        Ok(object)
+    }
+
+    /// What it means for a savepoint that an object of it is another one's.
+    fn occupied(&self, error: SavepointError) -> SavepointError {
+        match error {
+            SavepointError::Write(WriteError::AlreadyExists { .. }) => SavepointError::Occupied {
+                path: self.name().into(),
+            },
+            other => other,
         }
     }
 
@@ -397,30 +487,16 @@ impl Place {
             outcome => outcome.map(|_| true),
         }
     }
-}
 
-/// The bytes of the object `savepoint`: nothing else tells its hash, so it ends with it.
-fn seal(savepoint: &Savepoint) -> Vec<u8> {
-    let mut bytes = codec::encode(savepoint);
-    let hash = blake3::hash(&bytes);
-    bytes.extend_from_slice(hash.as_bytes());
-    bytes
-}
-
-fn unseal(bytes: &[u8], key: &str) -> Result<Savepoint, ReadError> {
-    let damaged = |reason: &str| ReadError::damaged(key, reason);
-    let Some((body, hash)) = bytes.split_last_chunk::<HASH_BYTES>() else {
-        return Err(damaged("it is too short for a savepoint"));
-    };
-    let decoded = codec::decode(body).map_err(|error| ReadError::undecodable(key, &error));
-    // What a newer release writes may end otherwise; so its version is looked at first.
-    if matches!(decoded, Err(ReadError::Unsupported { .. })) {
-        return decoded;
+    /// Lets what was linked and deleted here survive a loss of power.
+    async fn sync(&self) -> Result<(), SavepointError> {
+        let inside = self.inside()?;
+        for below in [keys::SAVEPOINT_SEGMENTS, ""] {
+            let synced = inside.sync_directory(below).await;
+            synced.map_err(|error| error.writing(self.name()))?;
+        }
+        Ok(())
     }
-    if blake3::hash(body).as_bytes() != hash {
-        return Err(damaged("its hash is not that of what was written"));
-    }
-    decoded
 }
 
 #[cfg(test)]

@@ -8,10 +8,11 @@ use std::time::Duration;
 use std::{fs, thread};
 
 use bytes::Bytes;
+use futures::TryStreamExt;
 use object_store::local::LocalFileSystem;
 use object_store::memory::InMemory;
 use object_store::path::Path;
-use object_store::{ObjectStore, ObjectStoreExt};
+use object_store::{ObjectMeta, ObjectStore, ObjectStoreExt};
 use tidemill_protocol::codec::{self, Versioned};
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::{JobId, ModuleHash};
@@ -21,11 +22,27 @@ use crate::bucket::{self, Clients, Probe};
 use crate::error::RequestError;
 use crate::links::Links;
 use crate::location::Location;
+use crate::sealed::{seal, unseal};
 use crate::{OpenError, ReadError, WriteError, keys};
 
 /// How long one request may take. Generous, since a request may write and sync megabytes on a slow disk; what bounds a
 /// checkpoint is the coordinator's own timeout.
 const REQUEST_TIMEOUT: Duration = Duration::from_secs(120);
+
+/// The largest object that is held in memory whole: modules, graphs, manifests. Pages are written and read in parts.
+const WHOLE_BYTES_MAX: u64 = 1 << 30;
+
+/// The largest object that says what a checkpoint or a savepoint is made of: a few hundred bytes a task.
+pub(crate) const METADATA_BYTES_MAX: u64 = 64 << 20;
+
+/// What is known of an object's length before it is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Length {
+    /// Whoever names the object says it.
+    Exactly(u64),
+    /// Nothing of its kind is longer.
+    AtMost(u64),
+}
 
 /// From this size on, hashing leaves the async threads.
 const HASH_INLINE_BYTES_MAX: usize = 256 << 10;
@@ -44,7 +61,7 @@ struct Shared {
     url: String,
     request_timeout: Duration,
     /// One permit a core: captures of many tasks at once must not take all cores from the guests for long.
-    cpu: Semaphore,
+    cpu: Arc<Semaphore>,
     links: Links,
     /// Where objects are in a bucket.
     probe: Option<Probe>,
@@ -103,21 +120,20 @@ impl Store {
                 directory,
                 url: url.into(),
                 request_timeout,
-                cpu: Semaphore::new(cores),
+                cpu: Arc::new(Semaphore::new(cores)),
                 links: Links::default(),
                 probe: None,
             }),
         }
     }
 
-    /// A store over a part of this one's objects, which asks as this one does.
+    /// A store over a part of this one's objects, which asks as this one does and computes no more than that alone.
     pub(crate) fn view(&self, objects: Arc<dyn ObjectStore>, directory: Option<PathBuf>) -> Self {
-        Self::over(
-            objects,
-            directory,
-            &self.shared.url,
-            self.shared.request_timeout,
-        )
+        let shared = &self.shared;
+        let mut view = Self::over(objects, directory, &shared.url, shared.request_timeout);
+        let own = Arc::get_mut(&mut view.shared).expect("the view is new and has no clones");
+        own.cpu = Arc::clone(&shared.cpu);
+        view
     }
 
     fn with_probe(mut self, probe: Probe) -> Self {
@@ -162,7 +178,7 @@ impl Store {
     /// When it is missing, damaged or out of reach.
     pub async fn get_module(&self, hash: &ModuleHash) -> Result<Bytes, ReadError> {
         let key = keys::module(hash);
-        let bytes = self.get(&key, None).await?;
+        let bytes = self.get(&key, Length::AtMost(WHOLE_BYTES_MAX)).await?;
         self.verify(&key, bytes, hash.0).await
     }
 
@@ -198,7 +214,8 @@ impl Store {
     /// # Errors
     /// When it is missing, damaged or out of reach.
     pub async fn get_object(&self, object: &ObjectRef) -> Result<Bytes, ReadError> {
-        let bytes = self.get(&object.key, Some(object.len)).await?;
+        let length = Length::Exactly(object.len);
+        let bytes = self.get(&object.key, length).await?;
         self.verify(&object.key, bytes, object.hash).await
     }
 
@@ -211,7 +228,7 @@ impl Store {
         metadata: &CheckpointMetadata,
     ) -> Result<ObjectRef, WriteError> {
         let key = keys::metadata(metadata.job, metadata.checkpoint);
-        self.put_object(&key, codec::encode(metadata)).await
+        self.put_object(&key, seal(metadata)).await
     }
 
     /// Reads a checkpoint's metadata.
@@ -219,7 +236,8 @@ impl Store {
     /// # Errors
     /// When it is missing, damaged or out of reach, or of another version.
     pub async fn read_metadata(&self, object: &ObjectRef) -> Result<CheckpointMetadata, ReadError> {
-        self.read_versioned(object).await
+        let bytes = self.get_object(object).await?;
+        unseal(&bytes, &object.key)
     }
 
     pub(crate) async fn read_versioned<T: Versioned>(
@@ -267,32 +285,59 @@ impl Store {
     }
 
     /// What names these bytes under this key.
+    ///
+    /// # Errors
+    /// When there are more of them than could be read back.
     pub(crate) async fn describe(&self, key: &str, bytes: &Bytes) -> Result<ObjectRef, WriteError> {
+        let len = bytes.len() as u64;
+        if len > WHOLE_BYTES_MAX {
+            return Err(WriteError::TooLarge {
+                key: key.into(),
+                bytes: len,
+                max: WHOLE_BYTES_MAX,
+            });
+        }
         let hash = self.hash(bytes.clone()).await;
         Ok(ObjectRef {
             key: key.into(),
-            len: bytes.len() as u64,
+            len,
             hash: hash.map_err(|error| error.writing(key))?,
         })
     }
 
     /// Reads an object. A wrong length is found before anything is allocated.
-    pub(crate) async fn get(&self, key: &str, expected: Option<u64>) -> Result<Bytes, ReadError> {
+    pub(crate) async fn get(&self, key: &str, length: Length) -> Result<Bytes, ReadError> {
         let path = path(key).map_err(|error| ReadError::damaged(key, error.to_string()))?;
         self.request(async {
             let found = self.objects().get(&path).await?;
-            let size = found.meta.size;
-            match expected {
-                Some(expected) if expected != size => Ok(Err(ReadError::Truncated {
-                    key: key.into(),
-                    expected,
-                    found: size,
-                })),
-                _ => found.bytes().await.map(Ok),
+            match check_length(key, length, found.meta.size) {
+                Ok(()) => found.bytes().await.map(Ok),
+                Err(error) => Ok(Err(error)),
             }
         })
         .await
         .map_err(|error| error.reading(key))?
+    }
+
+    /// The length of an object; `None` if there is none.
+    pub(crate) async fn len_if_there(&self, key: &str) -> Result<Option<u64>, ReadError> {
+        let path = path(key).map_err(|error| ReadError::damaged(key, error.to_string()))?;
+        let found = self.request(self.objects().head(&path)).await;
+        match found.map_err(|error| error.reading(key)) {
+            Ok(found) => Ok(Some(found.size)),
+            Err(ReadError::Missing { .. }) => Ok(None),
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Every object below a prefix. Each page of a long list has its own time.
+    pub(crate) async fn list_below(&self, prefix: &Path) -> Result<Vec<ObjectMeta>, RequestError> {
+        let mut listed = self.objects().list(Some(prefix));
+        let mut found = Vec::new();
+        while let Some(object) = self.request(listed.try_next()).await? {
+            found.push(object);
+        }
+        Ok(found)
     }
 
     async fn verify(&self, key: &str, bytes: Bytes, hash: [u8; 32]) -> Result<Bytes, ReadError> {
@@ -310,6 +355,26 @@ impl Store {
         }
         self.compute(move || *blake3::hash(&bytes).as_bytes()).await
     }
+}
+
+/// Whether an object of this length is one that is read.
+fn check_length(key: &str, length: Length, found: u64) -> Result<(), ReadError> {
+    let (expected, max) = match length {
+        Length::Exactly(expected) => (expected, WHOLE_BYTES_MAX),
+        Length::AtMost(max) => (found, max),
+    };
+    if expected != found {
+        return Err(ReadError::Truncated {
+            key: key.into(),
+            expected,
+            found,
+        });
+    }
+    if found > max {
+        let reason = format!("it has {found} bytes, and nothing of its kind has more than {max}");
+        return Err(ReadError::damaged(key, reason));
+    }
+    Ok(())
 }
 
 /// Why an object is refused whose bytes are not those that were written.

@@ -151,6 +151,18 @@ impl StoredImage {
         Ok(read)
     }
 
+    /// Whether these are a piece's bytes, which have come from elsewhere. `None` when the piece is a part of a block: its
+    /// checksum is of all the block's pages, of which some have been overwritten since.
+    #[must_use]
+    pub fn matches(&self, piece: usize, bytes: &[u8]) -> Option<bool> {
+        let piece = self.pieces().get(piece)?;
+        let block = self.opened.layout.block_of(piece.first)?;
+        let is_whole = (block.first_page, block.pages) == (piece.first, piece.pages);
+        is_whole.then(|| {
+            bytes.len() == piece.memory_range().len() && crc32fast::hash(bytes) == block.checksum
+        })
+    }
+
     /// The pages that are stored elsewhere than in `older`, and all beyond its end: what brings a copy of `older` up to
     /// date. Runs of pages that are zero now say so; of the others, [`StoredImage::pieces_of`] finds the pieces.
     #[must_use]

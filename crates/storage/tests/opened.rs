@@ -26,6 +26,7 @@ fn pages_of(pieces: &[PageRun]) -> Vec<Range<usize>> {
 #[tokio::test]
 async fn an_opened_image_has_its_head_and_says_where_its_pages_are() {
     let (_directory, store) = files();
+    assert!(!store.is_bucket());
     let mut whole = image(&[Some(1), None, Some(2)]);
     whole.memory[BLOCK - PAGE_BYTES..BLOCK].fill(0);
     whole.channel_state = b"frames".to_vec();
@@ -83,6 +84,13 @@ async fn each_piece_reads_back_alone_and_with_its_neighbours() {
         .unwrap();
     let pages = pages_of(opened.pieces());
     assert_eq!(pages, [0..16, 32..36, 36..38, 38..48, 48..64]);
+    for (piece, is_block) in (0..).zip([true, false, true, false, true]) {
+        let mut bytes = whole.memory[opened.pieces()[piece].memory_range()].to_vec();
+        assert_eq!(opened.matches(piece, &bytes), is_block.then_some(true));
+        bytes[PAGE_BYTES] ^= 1;
+        assert_eq!(opened.matches(piece, &bytes), is_block.then_some(false));
+        assert_eq!(opened.matches(piece, &[]), is_block.then_some(false));
+    }
     for start in 0..pages.len() {
         for end in start..=pages.len() {
             let read = opened.read(start..end).await.unwrap();

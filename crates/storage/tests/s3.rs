@@ -21,6 +21,7 @@ use tidemill_storage::{
 fn bucket() -> (ObjectServer, Store) {
     let server = ObjectServer::start().unwrap();
     let store = open(&server, &[("AWS_TIMEOUT", "500ms")]).unwrap();
+    assert!(store.is_bucket());
     (server, store)
 }
 
@@ -325,7 +326,9 @@ async fn what_exists_is_not_created_again_and_a_lost_answer_is_no_failure() {
 
 #[tokio::test]
 async fn more_keys_than_one_answer_holds_are_listed_and_deleted() {
-    let (server, store) = bucket();
+    let server = ObjectServer::start().unwrap();
+    // A thousand deletions are one request, which takes as long as the disk does.
+    let store = open(&server, &[]).unwrap();
     let newest = write(&store, checkpoint(3000), &image(&[Some(1)])).await;
     let retained = CheckpointPointer {
         checkpoint: checkpoint(3000),
@@ -399,7 +402,7 @@ async fn a_bucket_that_cannot_be_used_says_why() {
         matches!(error, OpenError::Unreachable { .. }),
         "{text}: {error:?}"
     );
-    assert!(started.elapsed() < Duration::from_secs(15));
+    assert!(started.elapsed() < Duration::from_secs(60));
 
     let other = Store::open_with("s3://no-such-bucket/x", &server.environment());
     let (error, text) = refusal(other).await;

@@ -20,6 +20,9 @@ const OTHER_TASK: TaskId = TaskId::new(2, 0);
 const NEW_JOB: JobId = JobId([0x0c; 16]);
 const FIRST: CheckpointId = CheckpointId::new(Epoch(9), 0);
 
+/// What a module begins with.
+const WASM: &[u8] = b"\0asm";
+
 /// A job with a completed checkpoint of two tasks; that of [`TASK`] is a delta on an earlier one.
 struct Job {
     record: JobRecord,
@@ -29,7 +32,8 @@ struct Job {
 
 impl Job {
     async fn with_a_checkpoint(store: &Store) -> Self {
-        let module = store.put_module(noise(77, 100_000)).await.unwrap();
+        let module = [WASM, &noise(77, 100_000)].concat();
+        let module = store.put_module(module).await.unwrap();
         let graph = store.put_graph(JOB, "graph").await.unwrap();
         let mut whole = image(&[Some(1), None, Some(2), Some(3)]);
         let base = CheckpointId::new(Epoch(3), 16);
@@ -293,6 +297,42 @@ async fn a_retained_checkpoint_is_begun_from_as_a_savepoint_is() {
 }
 
 #[tokio::test]
+async fn a_name_tells_which_checkpoint_of_this_store_it_means() {
+    let (directory, store) = files();
+    let id = CheckpointId::new(Epoch(3), 17);
+    let name = format!("checkpoints/{JOB}/3-17");
+    for name in [&name, &format!("{}/{name}", directory.path().display())] {
+        let named = store.checkpoint_named(name).unwrap();
+        assert_eq!(named, Some((JOB, id)), "{name}");
+    }
+    let elsewhere = tempfile::tempdir().unwrap();
+    let elsewhere = format!("{}/{name}", elsewhere.path().display());
+    for other in ["savepoints/a", "checkpoints", &elsewhere] {
+        assert_eq!(store.checkpoint_named(other).unwrap(), None, "{other}");
+    }
+    assert!(store.checkpoint_named("../a").is_err());
+}
+
+#[tokio::test]
+async fn metadata_that_was_put_elsewhere_is_not_begun_from() {
+    let (_directory, store) = files();
+    let job = Job::with_a_checkpoint(&store).await;
+    let object = store.write_metadata(&job.metadata).await.unwrap();
+    let bytes = store.get_object(&object).await.unwrap();
+    let other = CheckpointId::new(Epoch(3), 18);
+    store
+        .put_object(&keys::metadata(JOB, other), bytes)
+        .await
+        .unwrap();
+    let name = format!("checkpoints/{JOB}/3-18");
+    let refused = store.checkpoint_at(&name).await.unwrap_err();
+    assert!(
+        refused.to_string().contains("is of checkpoint 3.17"),
+        "{refused}"
+    );
+}
+
+#[tokio::test]
 async fn a_savepoint_is_never_overwritten() {
     for (_directory, store) in common_stores() {
         let mut job = Job::with_a_checkpoint(&store).await;
@@ -451,7 +491,7 @@ async fn savepoints_are_listed_with_what_was_left_of_others() {
             job.write(&store, name).await;
         }
         store
-            .put_object("savepoints/begun/module", "half of it")
+            .put_object("savepoints/begun/module", WASM)
             .await
             .unwrap();
         store

@@ -11,7 +11,7 @@ use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 
 use crate::mortal::Mortal;
-use crate::{CaptureId, CleanupError, ImageChain, Store};
+use crate::{CaptureId, CleanupError, ImageChain, Store, keys};
 
 const JOB: JobId = JobId([7; 16]);
 const TASKS: [TaskId; 2] = [TaskId::new(0, 0), TaskId::new(1, 0)];
@@ -172,6 +172,48 @@ async fn nothing_is_left_that_no_retained_checkpoint_names() {
         }
     }
     assert_eq!(life.keys().await, Vec::from_iter(named));
+}
+
+#[tokio::test]
+async fn what_ended_attempts_left_goes_before_the_next_publication_and_what_others_build_upon_stays()
+ {
+    let (alive, ended) = (ATTEMPT, AttemptId::new(Epoch(1), 2));
+    let life = Mortal::new(&InMemory::new(), usize::MAX);
+    let store = life.store();
+    let imported = keys::imported_segment(JOB, id(2), &[7; 32]);
+    let mut all = vec![imported];
+    for counter in 1..=4 {
+        for by in [alive, ended] {
+            all.push(keys::segment(JOB, TASKS[0], by, id(counter)));
+            all.push(keys::manifest(JOB, TASKS[0], by, id(counter)));
+        }
+        all.push(keys::metadata(JOB, id(counter)));
+    }
+    for key in &all {
+        store.put_object(key, "bytes").await.unwrap();
+    }
+    let objects = life.into_objects();
+    let goes = |key: &String| {
+        let of = keys::checkpoint_of(JOB, key).unwrap();
+        let by = keys::attempt_of(key);
+        let abandoned = by == Some(ended) || by.is_none() && key.ends_with("metadata");
+        of > id(1) && of <= id(3) && abandoned
+    };
+    let mut stays: Vec<String> = all.iter().filter(|key| !goes(key)).cloned().collect();
+    stays.sort_unstable();
+    let steps = all.len() - stays.len();
+    assert_eq!(steps, 6);
+    for step in 0..=steps {
+        let life = Mortal::new(&objects, step);
+        let scan = async |store: Store| {
+            store
+                .delete_abandoned(JOB, Some(id(1)), id(3), &BTreeSet::from([ended]))
+                .await
+        };
+        assert_eq!(scan(life.store()).await.is_ok(), step == steps);
+        scan(life.store_of_the_next_life()).await.unwrap();
+        assert_eq!(life.keys().await, stays, "after a death at step {step}");
+    }
 }
 
 #[tokio::test]

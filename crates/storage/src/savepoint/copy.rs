@@ -3,29 +3,28 @@
 
 use std::collections::BTreeMap;
 
+use bytes::Bytes;
+use futures::{StreamExt, TryStreamExt};
 use object_store::{Error as StoreError, ObjectStoreExt};
 use tidemill_protocol::codec;
 use tidemill_protocol::manifest::{CheckpointMetadata, Manifest, ObjectRef, TaskImageRef};
 use tidemill_protocol::{CheckpointId, JobId};
 
+use super::COPIES_MAX;
 use super::place::Place;
 use crate::error::{RequestError, SavepointError};
 use crate::store::{WRONG_HASH, path};
-use crate::{ReadError, Store, StoredImage, WriteError};
+use crate::{ReadError, Store, StoredImage};
 
 /// How much is read and written at once of what is copied from one store to another.
 const PART_BYTES: u64 = 8 << 20;
-
-/// Each segment that images are made of, once.
-pub(super) fn segments_of(images: &[StoredImage]) -> BTreeMap<[u8; 32], ObjectRef> {
-    let segments = images.iter().flat_map(StoredImage::live_segments);
-    segments.map(|segment| (segment.hash, segment)).collect()
-}
 
 /// What copied images become.
 pub(super) struct Target<'a> {
     /// Where their manifests go.
     pub(super) store: &'a Store,
+    /// No manifest may be there with other bytes.
+    pub(super) is_new: bool,
     pub(super) job: JobId,
     pub(super) checkpoint: CheckpointId,
     /// The key of a copied segment.
@@ -38,24 +37,40 @@ impl Target<'_> {
     /// Writes a full manifest for each image; the metadata that names them.
     pub(super) async fn write_manifests(
         &self,
+        source: &Place,
         metadata: &CheckpointMetadata,
-        images: &[StoredImage],
-    ) -> Result<CheckpointMetadata, WriteError> {
-        let mut tasks = Vec::with_capacity(metadata.tasks.len());
-        for (task, image) in metadata.tasks.iter().zip(images) {
-            let key = (self.manifest)(task);
-            let encoded = codec::encode(&self.manifest_of(task, image));
-            let manifest = self.store.put_object(&key, encoded).await?;
-            tasks.push(TaskImageRef {
-                manifest,
-                ..task.clone()
-            });
-        }
+    ) -> Result<CheckpointMetadata, SavepointError> {
+        let inside = source.inside()?;
+        let write = |task| self.write_manifest(&inside, metadata.job, task);
+        // Made before they are awaited, so that the future can be sent to another thread.
+        let writes: Vec<_> = metadata.tasks.iter().map(write).collect();
+        let tasks = futures::stream::iter(writes).buffered(COPIES_MAX);
         Ok(CheckpointMetadata {
             job: self.job,
             checkpoint: self.checkpoint,
-            tasks,
+            tasks: tasks.try_collect().await?,
             ..metadata.clone()
+        })
+    }
+
+    async fn write_manifest(
+        &self,
+        source: &Store,
+        job: JobId,
+        task: &TaskImageRef,
+    ) -> Result<TaskImageRef, SavepointError> {
+        let image = source.open_image(job, task.task, &task.manifest).await?;
+        let key = (self.manifest)(task);
+        let manifest = self.manifest_of(task, &image);
+        let encoded = self.store.compute(move || codec::encode(&manifest));
+        let encoded = encoded.await.map_err(|error| error.writing(&key))?;
+        let manifest = match self.is_new {
+            true => self.store.put_new(&key, encoded).await?,
+            false => self.store.put_object(&key, encoded).await?,
+        };
+        Ok(TaskImageRef {
+            manifest,
+            ..task.clone()
         })
     }
 
@@ -82,18 +97,25 @@ impl Target<'_> {
 }
 
 impl Place {
-    /// Opens the image of each task of a checkpoint whose keys are relative to this place.
-    pub(super) async fn open_images(
+    /// Each segment that the images of a checkpoint are made of, once. The checkpoint's keys are relative to this place.
+    /// The images are looked at a few at a time: all of a large job's would take too much memory.
+    pub(super) async fn segments_of(
         &self,
         metadata: &CheckpointMetadata,
-    ) -> Result<Vec<StoredImage>, SavepointError> {
+    ) -> Result<BTreeMap<[u8; 32], ObjectRef>, SavepointError> {
         let inside = self.inside()?;
-        let mut images = Vec::with_capacity(metadata.tasks.len());
-        for task in &metadata.tasks {
-            let image = inside.open_image(metadata.job, task.task, &task.manifest);
-            images.push(image.await?);
+        let open = |task: &TaskImageRef| {
+            let (inside, task) = (inside.clone(), task.clone());
+            let job = metadata.job;
+            async move { segments_of_task(&inside, job, &task).await }
+        };
+        let opened: Vec<_> = metadata.tasks.iter().map(open).collect();
+        let mut opened = futures::stream::iter(opened).buffer_unordered(COPIES_MAX);
+        let mut all = BTreeMap::new();
+        while let Some(segments) = opened.next().await {
+            add_segments(&mut all, segments?)?;
         }
-        Ok(images)
+        Ok(all)
     }
 
     /// Copies an object of this place to another one, where it gets this key; returns its length. If it is there
@@ -132,6 +154,13 @@ impl Place {
             }
             .into());
         }
+        if !store
+            .is_plain_file(&from.key)
+            .await
+            .map_err(|error| error.reading(&from.key))?
+        {
+            return Ok(false);
+        }
         // Files are linked, and one link cannot be laid over another of the same file.
         let outcome = if store.directory().is_some() {
             let copy = store.objects().copy_if_not_exists(&source, &target);
@@ -164,24 +193,75 @@ async fn copy_through(
     let target = path(key).map_err(|error| writing(error.into()))?;
     let mut upload = to.start_upload(&target).await.map_err(writing)?;
     let sent = async {
-        let mut hasher = blake3::Hasher::new();
-        for start in (0..object.len).step_by(usize::try_from(PART_BYTES).expect("8 MiB")) {
-            let end = object.len.min(start + PART_BYTES);
-            let part = from.get_range(object, start..end).await?;
-            hasher.update(&part);
+        let send = async |part: Bytes| {
             let sent = to.request(upload.put_part(part.into())).await;
-            sent.map_err(writing)?;
+            sent.map_err(writing)
+        };
+        from.read_parts(object, send).await?;
+        let finished = to.finish_upload(&target, upload.as_mut(), object.len);
+        Ok(finished.await.map_err(writing)?)
+    };
+    let sent: Result<(), SavepointError> = sent.await;
+    if sent.is_err() {
+        to.abort_upload(upload.as_mut()).await;
+    }
+    sent
+}
+
+impl Store {
+    /// Reads an object in parts, hands each to `take`, and verifies it: an error afterwards says that they are not what was
+    /// written.
+    pub(super) async fn read_parts<E: From<ReadError>>(
+        &self,
+        object: &ObjectRef,
+        mut take: impl AsyncFnMut(Bytes) -> Result<(), E>,
+    ) -> Result<(), E> {
+        let mut hasher = blake3::Hasher::new();
+        let mut start = 0;
+        while start < object.len {
+            let end = object.len.min(start + PART_BYTES);
+            let part = self.get_range(object, start..end).await?;
+            let hashed = self.compute({
+                let part = part.clone();
+                move || {
+                    hasher.update(&part);
+                    hasher
+                }
+            });
+            hasher = hashed.await.map_err(|error| error.reading(&object.key))?;
+            take(part).await?;
+            start = end;
         }
         if hasher.finalize().as_bytes() != &object.hash {
             return Err(ReadError::damaged(&object.key, WRONG_HASH).into());
         }
         Ok(())
-    };
-    if let Err(error) = sent.await {
-        to.abort_upload(upload.as_mut()).await;
-        return Err(error);
     }
-    to.finish_upload(&target, upload.as_mut(), object.len)
-        .await
-        .map_err(writing)
+}
+
+/// The segments that hold pages of a task's image.
+pub(super) async fn segments_of_task(
+    store: &Store,
+    job: JobId,
+    task: &TaskImageRef,
+) -> Result<Vec<ObjectRef>, ReadError> {
+    let image = store.open_image(job, task.task, &task.manifest).await?;
+    Ok(image.live_segments())
+}
+
+/// Adds segments to those of other images. They are known by their hashes, so two of one hash are the same.
+pub(super) fn add_segments(
+    all: &mut BTreeMap<[u8; 32], ObjectRef>,
+    segments: Vec<ObjectRef>,
+) -> Result<(), ReadError> {
+    for segment in segments {
+        if let Some(known) = all.get(&segment.hash)
+            && known.len != segment.len
+        {
+            let reason = format!("`{}` has its hash and another length", known.key);
+            return Err(ReadError::damaged(&segment.key, reason));
+        }
+        all.insert(segment.hash, segment);
+    }
+    Ok(())
 }

@@ -4,7 +4,7 @@
 
 use std::time::SystemTime;
 
-use super::place::Place;
+use super::place::{Listed, Place};
 use crate::error::SavepointError;
 use crate::fault::fault_point;
 use crate::{Store, keys};
@@ -38,21 +38,59 @@ impl Store {
         untouched_since: SystemTime,
     ) -> Result<Vec<String>, SavepointError> {
         let mut deleted = Vec::new();
+        let mut failed = Ok(());
         for found in self.savepoint_directories(prefix).await? {
-            if found.newest < untouched_since && found.place.savepoint().await?.is_none() {
-                found.place.delete_all().await?;
-                deleted.push(found.place.name().into());
+            let is_marked = |object: &Listed| object.key == keys::SAVEPOINT;
+            let newest = found.objects.iter().map(|object| object.modified).max();
+            if found.objects.iter().any(is_marked) || newest >= Some(untouched_since) {
+                continue;
+            }
+            // One that cannot be deleted does not keep the others.
+            match found.place.delete_if_incomplete().await {
+                Ok(true) => deleted.push(found.place.name().into()),
+                Ok(false) => {}
+                Err(error) => failed = Err(error),
             }
         }
-        let stale = self.delete_cut_off_uploads(prefix, Some(untouched_since));
+        failed?;
+        let all = Place::to_write(self, prefix)?.inside()?;
+        let of_one = |key: &str| keys::in_savepoints(key).next().is_some();
+        let stale = all.delete_uploads_of("", Some(untouched_since), of_one);
         stale.await.map_err(|error| error.cleaning(prefix))?;
         Ok(deleted)
     }
 }
 
 impl Place {
-    /// Deletes the objects of a savepoint: first what makes it exist, and last what says that there was one.
+    /// Deletes what is left of a savepoint; `false` if it is complete by now, or never was one.
+    async fn delete_if_incomplete(&self) -> Result<bool, SavepointError> {
+        let mark = self.key(keys::SAVEPOINT);
+        if self.store.len_if_there(&mark).await?.is_some() || !self.is_begun().await? {
+            return Ok(false);
+        }
+        self.delete_all().await.map(|()| true)
+    }
+
+    /// Deletes the objects of a savepoint: first what makes it exist, and last what says that there was one. Also one that
+    /// is completed meanwhile.
     async fn delete_all(&self) -> Result<(), SavepointError> {
+        let mark = self.key(keys::SAVEPOINT);
+        loop {
+            self.delete_listed().await?;
+            if self.store.len_if_there(&mark).await?.is_none() {
+                break;
+            }
+        }
+        let inside = self.inside()?;
+        for below in [keys::SAVEPOINT_SEGMENTS, ""] {
+            let removed = inside.delete_empty_directory(below).await;
+            removed.map_err(|error| error.cleaning(self.name()))?;
+        }
+        fault_point("delete.done");
+        Ok(())
+    }
+
+    async fn delete_listed(&self) -> Result<(), SavepointError> {
         let mut objects = self.list().await?;
         objects.retain(|object| keys::is_of_savepoint(&object.key));
         objects.sort_by_key(|object| match object.key.as_str() {
@@ -67,20 +105,19 @@ impl Place {
             }
             let deleted = self.store.delete_key(&self.key(&object.key)).await;
             deleted.map_err(|error| error.cleaning(self.name()))?;
+            if object.key == keys::SAVEPOINT {
+                // Nothing that it is made of may be gone after a loss of power while it is not.
+                let synced = self.inside()?.sync_directory("").await;
+                synced.map_err(|error| error.cleaning(self.name()))?;
+            }
             fault_point("delete.between-objects");
         }
-        let inside = self.inside()?;
-        for below in [keys::SAVEPOINT_SEGMENTS, ""] {
-            let removed = inside.delete_empty_directory(below).await;
-            removed.map_err(|error| error.cleaning(self.name()))?;
-        }
-        fault_point("delete.done");
         Ok(())
     }
 
     async fn delete_cut_off_uploads(&self) -> Result<(), SavepointError> {
-        let deleted = self.inside()?;
-        let deleted = deleted.delete_cut_off_uploads("", None).await;
-        Ok(deleted.map_err(|error| error.cleaning(self.name()))?)
+        let inside = self.inside()?;
+        let deleted = inside.delete_uploads_of("", None, keys::is_of_savepoint);
+        Ok(deleted.await.map_err(|error| error.cleaning(self.name()))?)
     }
 }

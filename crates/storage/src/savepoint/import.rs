@@ -6,7 +6,7 @@ use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::{CheckpointId, JobId};
 
 use super::COPIES_MAX;
-use super::copy::{Target, segments_of};
+use super::copy::Target;
 use super::place::Place;
 use crate::error::SavepointError;
 use crate::fault::fault_point;
@@ -27,8 +27,7 @@ impl Store {
     ) -> Result<(ObjectRef, CheckpointMetadata), SavepointError> {
         let found = Place::to_read(self, name)?.find().await?;
         let (place, metadata) = (found.place(), found.metadata());
-        let images = place.open_images(metadata).await?;
-        let segments = segments_of(&images);
+        let segments = place.segments_of(metadata).await?;
         let key_of = |segment: &ObjectRef| keys::imported_segment(job, checkpoint, &segment.hash);
         let own = Place::whole(self);
         let copy = |segment: &ObjectRef| place.copy(segment.clone(), &own, key_of(segment));
@@ -42,12 +41,13 @@ impl Store {
         drop(copies);
         let metadata = Target {
             store: self,
+            is_new: false,
             job,
             checkpoint,
             segment: &key_of,
             manifest: &|task| keys::manifest(job, task.task, task.attempt, checkpoint),
         }
-        .write_manifests(metadata, &images)
+        .write_manifests(place, metadata)
         .await?;
         let object = self.write_metadata(&metadata).await?;
         Ok((object, metadata))

@@ -1,13 +1,12 @@
 //! Where a savepoint is, by the name that a user gives it: a path in the cluster's store, a URL of that store with a path,
 //! or a URL of another one. It never reads an object.
 
-use std::path::PathBuf;
+use std::fs;
+use std::path::{Path as FilePath, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use futures::TryStreamExt;
 use object_store::prefix::PrefixStore;
-use object_store::{ObjectMeta, ObjectStore};
 use tidemill_protocol::manifest::ObjectRef;
 
 use crate::error::SavepointError;
@@ -99,10 +98,11 @@ impl Place {
             Some(("", padded)) => padded,
             _ => directory.to_owned(),
         };
+        let directory = path(&directory).map_err(|error| malformed(error.to_string()))?;
+        let directory = String::from(directory);
         if directory.is_empty() {
             return Err(malformed("it names the store and nothing in it".into()));
         }
-        path(&directory).map_err(|error| malformed(error.to_string()))?;
         Ok(Self {
             store: own.clone(),
             name: directory.clone(),
@@ -168,12 +168,8 @@ impl Place {
             path: self.name.clone(),
             reason: error.to_string(),
         })?;
-        let listed = self.store.objects().list(Some(&prefix)).try_collect();
-        let listed: Vec<ObjectMeta> = self
-            .store
-            .request(listed)
-            .await
-            .map_err(|error| error.cleaning(&self.directory))?;
+        let listed = self.store.list_below(&prefix).await;
+        let listed = listed.map_err(|error| error.cleaning(&self.directory))?;
         let objects = listed.into_iter().filter_map(|object| {
             let written_ms = u64::try_from(object.last_modified.timestamp_millis());
             let since = Duration::from_millis(written_ms.unwrap_or(0));
@@ -214,12 +210,46 @@ fn is_place(name: &str) -> bool {
 
 /// The path in this store of a URL or a file, if it is in this store.
 fn path_within(own: &Store, name: &str) -> Option<String> {
-    if let (Some(root), Ok(Location::Directory(path))) = (own.directory(), Location::parse(name)) {
-        let relative = path.strip_prefix(root).ok()?;
-        return relative.to_str().map(Into::into);
+    match (
+        Location::parse(own.url()).ok()?,
+        Location::parse(name).ok()?,
+    ) {
+        (Location::Directory(_), Location::Directory(path)) => {
+            let root = own.directory()?;
+            let relative = match path.strip_prefix(root) {
+                Ok(relative) => relative.to_owned(),
+                // A directory may have several names, by symbolic links.
+                Err(_) => resolved(&path)
+                    .strip_prefix(resolved(root))
+                    .ok()?
+                    .to_owned(),
+            };
+            relative.to_str().map(Into::into)
+        }
+        (Location::Bucket(own), Location::Bucket(other)) => {
+            let same = (own.service, &own.name) == (other.service, &other.name);
+            let relative = other.prefix.prefix_match(&own.prefix)?;
+            let relative: Vec<String> = relative.map(|part| part.as_ref().into()).collect();
+            same.then(|| relative.join("/"))
+        }
+        _ => None,
     }
-    let rest = name.strip_prefix(own.url().trim_end_matches('/'))?;
-    rest.strip_prefix('/').map(Into::into)
+}
+
+/// A path without symbolic links, as far as it exists.
+fn resolved(path: &FilePath) -> PathBuf {
+    let mut beyond = Vec::new();
+    let mut there = path;
+    loop {
+        if let Ok(real) = fs::canonicalize(there) {
+            return beyond.iter().rev().fold(real, |real, name| real.join(name));
+        }
+        let (Some(parent), Some(name)) = (there.parent(), there.file_name()) else {
+            return path.to_owned();
+        };
+        beyond.push(name);
+        there = parent;
+    }
 }
 
 /// Splits a name that ends as a retained checkpoint's does into the store's and the checkpoint's, whose numbers need not

@@ -1,6 +1,7 @@
 //! Savepoints whose writing, import or deletion is cut off after each single step.
 
 use std::collections::BTreeMap;
+use std::time::SystemTime;
 
 use object_store::memory::InMemory;
 use tidemill_protocol::manifest::{CheckpointMetadata, TaskImageRef};
@@ -26,7 +27,7 @@ impl Job {
     async fn with_a_checkpoint() -> Self {
         let life = Mortal::new(&InMemory::new(), usize::MAX);
         let store = life.store();
-        let module = store.put_module("module").await.unwrap();
+        let module = store.put_module(&b"\0asm module"[..]).await.unwrap();
         let graph = store.put_graph(JOB, "graph").await.unwrap();
         let attempt = AttemptId::new(Epoch(1), 1);
         let checkpoint = CheckpointId::new(Epoch(1), 4);
@@ -239,4 +240,73 @@ async fn a_savepoint_of_which_an_object_vanished_meanwhile_does_not_come_to_exis
         matches!(error, SavepointError::Incomplete { .. }),
         "{error}"
     );
+}
+
+#[tokio::test]
+async fn two_jobs_do_not_write_one_savepoint() {
+    let mut job = Job::with_a_checkpoint().await;
+    let life = Mortal::new(&job.objects, usize::MAX);
+    let cut_off = Mortal::new(&life.clone().into_objects(), 5);
+    job.write(&cut_off.store()).await.unwrap_err();
+    let before = cut_off.keys().await;
+    let store = cut_off.store_of_the_next_life();
+
+    // Another job of another module, and one of the same module and graph that is at a checkpoint of the same number.
+    let own = (job.record.module, job.metadata.clone());
+    job.record.module = store.put_module(&b"\0asm other"[..]).await.unwrap();
+    let error = job.write(&store).await.unwrap_err();
+    assert!(matches!(error, SavepointError::Occupied { .. }), "{error}");
+    (job.record.module, job.metadata) = own;
+    let manifest = job.metadata.tasks[1].manifest.clone();
+    job.metadata.tasks[0].manifest = manifest;
+    job.metadata.tasks[0].task = job.metadata.tasks[1].task;
+    job.metadata.tasks.truncate(1);
+    let key = format!(
+        "{PLACE}/{}",
+        keys::savepoint_manifest(job.metadata.tasks[0].task, job.metadata.checkpoint)
+    );
+    store.put_object(&key, "of another job").await.unwrap();
+    let error = job.write(&store).await.unwrap_err();
+    assert!(matches!(error, SavepointError::Occupied { .. }), "{error}");
+    let text = error.to_string();
+    assert!(
+        text.contains("`savepoints/a`") && text.contains("savepoint delete"),
+        "{text}"
+    );
+
+    store.delete_savepoint(PLACE).await.unwrap();
+    job.write(&store).await.unwrap();
+    is_whole(&store).await;
+    assert!(before.len() < cut_off.keys().await.len());
+}
+
+#[tokio::test]
+async fn one_savepoint_that_cannot_be_read_does_not_keep_what_is_left_of_others() {
+    let job = Job::with_a_checkpoint().await;
+    let life = Mortal::new(&job.objects, usize::MAX);
+    let store = life.store();
+    job.write(&store).await.unwrap();
+    store
+        .put_object(&format!("{PLACE}/savepoint"), "SP?")
+        .await
+        .unwrap();
+    store.put_object("savepoints/b/module", WASM).await.unwrap();
+    store
+        .put_object("savepoints/c/module", "a file of this name")
+        .await
+        .unwrap();
+    let later = SystemTime::now() + std::time::Duration::from_secs(60);
+    let deleted = store
+        .delete_incomplete_savepoints("savepoints", later)
+        .await;
+    assert_eq!(deleted.unwrap(), ["savepoints/b"]);
+    let error = store.delete_savepoint("savepoints/c").await.unwrap_err();
+    assert!(matches!(error, SavepointError::NotThere { .. }), "{error}");
+    store.delete_savepoint(PLACE).await.unwrap();
+    let left = life.keys().await;
+    let left: Vec<_> = left
+        .iter()
+        .filter(|key| key.starts_with("savepoints/"))
+        .collect();
+    assert_eq!(left, ["savepoints/c/module"]);
 }
