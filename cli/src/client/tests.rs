@@ -148,7 +148,7 @@ fn a_follower_s_redirect_and_an_absent_leader_are_followed_up() {
 fn a_refused_upload_is_told_with_its_help_and_not_sent_again() {
     let problem = r#"{"error":{"code":"module-too-large","message":"17 bytes","help":"build it in release mode"}}"#;
     let (base, asked) = serve(vec![answer("413 Payload Too Large", "", problem)]);
-    let client = Client::new(&[base, "127.0.0.1:1".to_owned()], None).expect("good addresses");
+    let client = Client::new(&[base, NOBODY.to_owned()], None).expect("good addresses");
     let failure = client
         .submit(&[0; 1 << 22], &[pair("param.a", "b c&d")])
         .unwrap_err();
@@ -175,6 +175,9 @@ const PATIENT: Patience = Patience {
     is_told: false,
 };
 
+/// A port that is never given to anybody who asks for a free one.
+const NOBODY: &str = "127.0.0.1:1";
+
 const NO_LEADER: &str =
     r#"{"error":{"code":"no-leader","message":"there is no leader now","help":null}}"#;
 const SUBMITTED: &str =
@@ -200,15 +203,16 @@ fn a_cluster_between_two_leaders_is_waited_for() {
 
 #[test]
 fn followers_that_still_name_a_dead_leader_are_asked_again() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-    let gone = gone.expect("a free port");
     let (leader, led) = serve(vec![answer("200 OK", "", r#"{"jobs":[]}"#)]);
     let redirect = |to: &str| {
         let location = format!("Location: {to}/v1/jobs\r\n");
         answer("307 Temporary Redirect", &location, "")
     };
-    let (follower, _) = serve(vec![redirect(&format!("http://{gone}")), redirect(&leader)]);
-    let client = Client::new(&[gone.to_string(), follower], None).expect("good addresses");
+    let (follower, _) = serve(vec![
+        redirect(&format!("http://{NOBODY}")),
+        redirect(&leader),
+    ]);
+    let client = Client::new(&[NOBODY.to_owned(), follower], None).expect("good addresses");
     assert_eq!(client.with(PATIENT).jobs().expect("the new leader"), []);
     led.join().expect("one request");
 }
@@ -230,9 +234,7 @@ fn no_leader_in_time_is_told_with_what_every_jobmanager_said() {
 
 #[test]
 fn one_address_with_nobody_there_is_not_waited_for() {
-    let gone = std::net::TcpListener::bind("127.0.0.1:0").and_then(|it| it.local_addr());
-    let gone = gone.expect("a free port").to_string();
-    let client = Client::new(&[gone], None).expect("a good address");
+    let client = Client::new(&[NOBODY.to_owned()], None).expect("a good address");
     let begun = Instant::now();
     let failure = client.with(PATIENT).jobs().unwrap_err();
     assert_eq!(failure.exit, Exit::Unreachable);

@@ -98,7 +98,7 @@ impl TestLeader {
             })
             .await;
         // A TaskManager that does not obey does not come.
-        linked.liveness = ticket.connected(Duration::from_secs(2)).await.ok();
+        linked.liveness = ticket.connected(Duration::from_secs(5)).await.ok();
         linked
     }
 

@@ -93,13 +93,14 @@ pub(crate) fn task_manager(number: u8) -> TaskManagerRecord {
     }
 }
 
-/// Options for servers with a tick of 200 ms: a session is lost after one second.
+/// Options for servers with a tick of 200 ms: a session is lost after some seconds, which no server or client is silent for
+/// by itself on a busy machine.
 pub(crate) fn options(servers: Vec<String>, root: &str) -> ZooKeeperOptions {
     ZooKeeperOptions {
         servers,
         root: root.into(),
-        session_timeout: Duration::from_millis(1000),
-        connection_timeout: Duration::from_millis(400),
+        session_timeout: Duration::from_secs(3),
+        connection_timeout: Duration::from_secs(1),
         credentials: None,
         acl: Access::Open,
         tls: None,
