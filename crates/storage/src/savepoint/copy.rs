@@ -193,49 +193,60 @@ async fn copy_through(
     let target = path(key).map_err(|error| writing(error.into()))?;
     let mut upload = to.start_upload(&target).await.map_err(writing)?;
     let sent = async {
-        let send = async |part: Bytes| {
+        let mut parts = Parts::of(from, object);
+        while let Some(part) = parts.next().await? {
             let sent = to.request(upload.put_part(part.into())).await;
-            sent.map_err(writing)
-        };
-        from.read_parts(object, send).await?;
+            sent.map_err(writing)?;
+        }
         let finished = to.finish_upload(&target, upload.as_mut(), object.len);
-        Ok(finished.await.map_err(writing)?)
+        finished.await.map_err(writing)
     };
-    let sent: Result<(), SavepointError> = sent.await;
+    let sent = sent.await;
     if sent.is_err() {
         to.abort_upload(upload.as_mut()).await;
     }
     sent
 }
 
-impl Store {
-    /// Reads an object in parts, hands each to `take`, and verifies it: an error afterwards says that they are not what was
-    /// written.
-    pub(super) async fn read_parts<E: From<ReadError>>(
-        &self,
-        object: &ObjectRef,
-        mut take: impl AsyncFnMut(Bytes) -> Result<(), E>,
-    ) -> Result<(), E> {
-        let mut hasher = blake3::Hasher::new();
-        let mut start = 0;
-        while start < object.len {
-            let end = object.len.min(start + PART_BYTES);
-            let part = self.get_range(object, start..end).await?;
-            let hashed = self.compute({
-                let part = part.clone();
-                move || {
-                    hasher.update(&part);
-                    hasher
-                }
-            });
-            hasher = hashed.await.map_err(|error| error.reading(&object.key))?;
-            take(part).await?;
-            start = end;
+/// An object that is read in parts.
+pub(super) struct Parts<'a> {
+    store: &'a Store,
+    object: &'a ObjectRef,
+    hasher: blake3::Hasher,
+    read_bytes: u64,
+}
+
+impl<'a> Parts<'a> {
+    pub(super) fn of(store: &'a Store, object: &'a ObjectRef) -> Self {
+        Self {
+            store,
+            object,
+            hasher: blake3::Hasher::new(),
+            read_bytes: 0,
         }
-        if hasher.finalize().as_bytes() != &object.hash {
-            return Err(ReadError::damaged(&object.key, WRONG_HASH).into());
+    }
+
+    /// The next part. With the last one comes proof that all of them are what was written: before that it is an error, and
+    /// after it `None`.
+    pub(super) async fn next(&mut self) -> Result<Option<Bytes>, ReadError> {
+        let Self { store, object, .. } = *self;
+        let start = self.read_bytes;
+        if start == object.len {
+            return Ok(None);
         }
-        Ok(())
+        let end = object.len.min(start + PART_BYTES);
+        let part = store.get_range(object, start..end).await?;
+        let (mut hasher, hashed) = (std::mem::take(&mut self.hasher), part.clone());
+        let hashed = store.compute(move || {
+            hasher.update(&hashed);
+            hasher
+        });
+        self.hasher = hashed.await.map_err(|error| error.reading(&object.key))?;
+        self.read_bytes = end;
+        if end == object.len && self.hasher.finalize().as_bytes() != &object.hash {
+            return Err(ReadError::damaged(&object.key, WRONG_HASH));
+        }
+        Ok(Some(part))
     }
 }
 

@@ -7,7 +7,7 @@ use std::ops::Range;
 use tidemill_protocol::manifest::ObjectRef;
 
 use super::Found;
-use super::copy::{add_segments, segments_of_task};
+use super::copy::{Parts, add_segments, segments_of_task};
 use super::place::Place;
 use crate::error::SavepointError;
 use crate::{ReadError, Store, StoredImage};
@@ -99,7 +99,9 @@ impl Store {
         if object.len == 0 {
             return self.get_object(object).await.map(drop);
         }
-        self.read_parts(object, async |_| Ok(())).await
+        let mut parts = Parts::of(self, object);
+        while parts.next().await?.is_some() {}
+        Ok(())
     }
 }
 
