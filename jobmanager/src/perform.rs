@@ -1,7 +1,7 @@
 //! Intentions out: a function per action of the [`Leader`](tidemill_core::leader::Leader). What comes of an action comes
 //! back to the driver as an event. Nothing is decided here.
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -14,7 +14,7 @@ use tidemill_core::{checkpoint, job};
 use tidemill_protocol::control::FromLeader;
 use tidemill_protocol::manifest::CheckpointMetadata;
 use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord};
-use tidemill_protocol::{CheckpointId, JobId};
+use tidemill_protocol::{AttemptId, CheckpointId, JobId};
 use tidemill_storage::{CleanupError, SavepointOf, Store, fault_point};
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::JoinHandle;
@@ -175,6 +175,12 @@ impl Performer {
                 obsolete,
                 retained,
             } => self.delete(job, obsolete, retained),
+            Action::DeleteOrphans {
+                job,
+                retained,
+                over,
+                ended,
+            } => self.delete_orphans(job, retained, over, ended),
             Action::WriteSavepoint {
                 id,
                 directory,
@@ -363,6 +369,26 @@ impl Performer {
                     .map(|pointer| pointer.checkpoint.to_string())
                     .collect();
                 warn!(%job, ?left, "obsolete checkpoints stay for now: {}", error_chain(&error));
+            }
+        });
+    }
+
+    fn delete_orphans(
+        &mut self,
+        job: JobId,
+        retained: Vec<CheckpointPointer>,
+        over: CheckpointId,
+        ended: BTreeSet<AttemptId>,
+    ) {
+        self.clean_up(job, move |hands| async move {
+            let deleted = async {
+                hands.delete_up_to_the_newest(job, &retained).await?;
+                let newest = retained.iter().map(|pointer| pointer.checkpoint).max();
+                let store = &hands.store;
+                store.delete_abandoned(job, newest, over, &ended).await
+            };
+            if let Err(error) = deleted.await {
+                warn!(%job, "what checkpoints left for nothing stays for now: {}", error_chain(&error));
             }
         });
     }

@@ -178,14 +178,15 @@ fn print_totals(totals: &Counts) {
         totals.deployments
     );
     println!(
-        "  {} sessions lost, {} writes fenced, {} messages disobeyed, {} replies lost, {} store requests failed, {} objects damaged, {} images kept warm",
+        "  {} sessions lost, {} writes fenced, {} messages disobeyed, {} replies lost, {} store requests failed, {} objects damaged, {} images kept warm, {} scans for orphans",
         totals.sessions_lost,
         totals.fenced,
         totals.disobeyed,
         totals.lost_replies,
         totals.store_failures,
         totals.damaged,
-        totals.warm_images
+        totals.warm_images,
+        totals.orphan_scans
     );
     let faults: Vec<String> = totals
         .faults

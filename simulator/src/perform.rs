@@ -5,7 +5,7 @@ use tidemill_core::leadership::Event as Told;
 use tidemill_core::membership::ConnectionId;
 use tidemill_core::{checkpoint, job};
 use tidemill_protocol::control::{Command, FromLeader};
-use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers};
+use tidemill_protocol::record::CheckpointPointers;
 use tidemill_protocol::{CheckpointId, Epoch, JobId};
 
 use crate::connection::Message;
@@ -100,8 +100,27 @@ impl World {
             }
             Action::DeleteCheckpoints { job, retained, .. } => {
                 if let Some(up_to) = retained.iter().map(|pointer| pointer.checkpoint).max() {
-                    self.clean_up(node, job, retained, up_to);
+                    let request = StoreRequest::CleanUp {
+                        job,
+                        retained,
+                        up_to,
+                    };
+                    self.clean_up(node, job, request);
                 }
+            }
+            Action::DeleteOrphans {
+                job,
+                retained,
+                over,
+                ended,
+            } => {
+                let request = StoreRequest::DeleteOrphans {
+                    job,
+                    retained,
+                    over,
+                    ended,
+                };
+                self.clean_up(node, job, request);
             }
             Action::DeleteJobObjects { job, kept } => {
                 let kept = CheckpointPointers {
@@ -322,29 +341,24 @@ impl World {
                 Outcome::Done | Outcome::UnknownJob,
             ) => {
                 // Objects go only when no pointer names them any more.
-                let kept = match operation {
+                let retained = match operation {
                     Operation::PutPointers(_, _, kept) => kept.completed,
                     _ => Vec::new(),
                 };
-                return self.clean_up(node, job, kept, CheckpointId::new(epoch, u64::MAX));
+                let request = StoreRequest::CleanUp {
+                    job,
+                    retained,
+                    up_to: CheckpointId::new(epoch, u64::MAX),
+                };
+                return self.clean_up(node, job, request);
             }
             _ => return,
         };
         self.tell_leader(node, leader::Event::Performed { job, result });
     }
 
-    fn clean_up(
-        &mut self,
-        node: Node,
-        job: JobId,
-        retained: Vec<CheckpointPointer>,
-        up_to: CheckpointId,
-    ) {
-        let request = StoreRequest::CleanUp {
-            job,
-            retained,
-            up_to,
-        };
+    /// Lets one clean-up of a job follow another.
+    fn clean_up(&mut self, node: Node, job: JobId, request: StoreRequest) {
         let clean_ups = self.job_managers[node.0].clean_ups.entry(job).or_default();
         clean_ups.push_back(request.clone());
         if clean_ups.len() == 1 {

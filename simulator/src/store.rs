@@ -6,7 +6,7 @@ use std::rc::Rc;
 
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::record::CheckpointPointer;
-use tidemill_protocol::{CheckpointId, Epoch, JobId};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId};
 
 use crate::event::{Event, Input, Preparation};
 use crate::images::{Manifest, Pages, Unreadable, Upload};
@@ -56,6 +56,14 @@ pub(crate) enum StoreRequest {
         job: JobId,
         retained: Vec<CheckpointPointer>,
         up_to: CheckpointId,
+    },
+    /// Of what no retained checkpoint needs: what is older than the newest of them, and what these attempts, or none,
+    /// wrote up to `over`.
+    DeleteOrphans {
+        job: JobId,
+        retained: Vec<CheckpointPointer>,
+        over: CheckpointId,
+        ended: BTreeSet<AttemptId>,
     },
 }
 
@@ -109,6 +117,8 @@ pub(crate) enum Content {
 #[derive(Debug)]
 struct Object {
     checkpoint: CheckpointId,
+    /// The attempt that wrote it, unless a leader did.
+    by: Option<AttemptId>,
     content: Content,
     damaged: bool,
 }
@@ -159,12 +169,12 @@ impl Store {
         }
     }
 
-    /// The keys up to a checkpoint that nothing retained needs; none when a retained checkpoint cannot be read.
+    /// The keys that nothing retained needs and that may go; none when a retained checkpoint cannot be read.
     fn orphans(
         &self,
         job: JobId,
         retained: &[CheckpointPointer],
-        up_to: CheckpointId,
+        may_go: impl Fn(&Object) -> bool,
     ) -> Vec<String> {
         let mut needed = BTreeSet::new();
         for pointer in retained {
@@ -185,7 +195,7 @@ impl Store {
             .range(prefix.clone()..)
             .take_while(|(key, _)| key.starts_with(&prefix));
         of_job
-            .filter(|(key, object)| object.checkpoint <= up_to && !needed.contains(*key))
+            .filter(|(key, object)| may_go(object) && !needed.contains(*key))
             .map(|(key, _)| key.clone())
             .collect()
     }
@@ -303,7 +313,9 @@ impl World {
                 epoch,
                 succeeded: false,
             },
-            StoreRequest::CleanUp { job, .. } => StoreAnswer::CleanedUp { job },
+            StoreRequest::CleanUp { job, .. } | StoreRequest::DeleteOrphans { job, .. } => {
+                StoreAnswer::CleanedUp { job }
+            }
         };
         Input::Store {
             answer: Box::new(answer),
@@ -322,7 +334,8 @@ impl World {
             } => {
                 let key = format!("{}.manifest", image_key(task, checkpoint));
                 let content = Content::Manifest(manifest);
-                let manifest = Some(self.keep(key, task.job, checkpoint, content));
+                let by = Some(task.attempt);
+                let manifest = Some(self.keep(key, task.job, checkpoint, by, content));
                 StoreAnswer::ManifestWritten {
                     task,
                     checkpoint,
@@ -336,7 +349,8 @@ impl World {
             StoreRequest::WriteMetadata { epoch, metadata } => {
                 let (job, checkpoint) = (metadata.job, metadata.checkpoint);
                 let key = format!("{}{}/metadata", prefix(job), checkpoint);
-                let object = Some(self.keep(key, job, checkpoint, Content::Metadata(metadata)));
+                let object =
+                    Some(self.keep(key, job, checkpoint, None, Content::Metadata(metadata)));
                 StoreAnswer::MetadataWritten {
                     epoch,
                     job,
@@ -371,7 +385,20 @@ impl World {
                 job,
                 retained,
                 up_to,
-            } => self.clean(node, job, &retained, up_to),
+            } => self.clean(node, job, &retained, |object| object.checkpoint <= up_to),
+            StoreRequest::DeleteOrphans {
+                job,
+                retained,
+                over,
+                ended,
+            } => {
+                self.counts.orphan_scans += 1;
+                let newest = retained.iter().map(|pointer| pointer.checkpoint).max();
+                self.clean(node, job, &retained, |object| {
+                    let abandoned = object.by.is_none_or(|by| ended.contains(&by));
+                    Some(object.checkpoint) <= newest || object.checkpoint <= over && abandoned
+                })
+            }
         };
         Input::Store {
             answer: Box::new(answer),
@@ -382,7 +409,8 @@ impl World {
         let (task, checkpoint) = (upload.task, upload.checkpoint);
         let key = format!("{}.segment", image_key(task, checkpoint));
         let content = Content::Segment(Rc::clone(&upload.pages));
-        let segment = Some(self.keep(key, task.job, checkpoint, content).key);
+        let by = Some(task.attempt);
+        let segment = Some(self.keep(key, task.job, checkpoint, by, content).key);
         StoreAnswer::SegmentWritten { segment, upload }
     }
 
@@ -414,9 +442,9 @@ impl World {
         node: Node,
         job: JobId,
         retained: &[CheckpointPointer],
-        up_to: CheckpointId,
+        may_go: impl Fn(&Object) -> bool,
     ) -> StoreAnswer {
-        let keys = self.store.orphans(job, retained, up_to);
+        let keys = self.store.orphans(job, retained, may_go);
         let life = self.processes[node.0].life;
         let mut after_us = 0;
         for key in keys {
@@ -439,6 +467,7 @@ impl World {
         key: String,
         job: JobId,
         checkpoint: CheckpointId,
+        by: Option<AttemptId>,
         content: Content,
     ) -> ObjectRef {
         let rate = u64::from(self.options.store.damaged_per_ten_thousand);
@@ -452,6 +481,7 @@ impl World {
             key.clone(),
             Object {
                 checkpoint,
+                by,
                 content,
                 damaged,
             },
@@ -482,5 +512,6 @@ fn name(request: &StoreRequest) -> &'static str {
         StoreRequest::WriteGraph { .. } => "write a graph",
         StoreRequest::ReadGraphs { .. } => "read graphs",
         StoreRequest::CleanUp { .. } => "clean up",
+        StoreRequest::DeleteOrphans { .. } => "delete orphans",
     }
 }

@@ -86,6 +86,8 @@ pub struct Counts {
     pub damaged: u64,
     /// Images that TaskManagers said they keep for tasks elsewhere.
     pub warm_images: u64,
+    /// Scans of the store for what running jobs have in it for nothing.
+    pub orphan_scans: u64,
 }
 
 impl Counts {
@@ -110,6 +112,7 @@ impl Counts {
         self.store_failures += other.store_failures;
         self.damaged += other.damaged;
         self.warm_images += other.warm_images;
+        self.orphan_scans += other.orphan_scans;
     }
 }
 

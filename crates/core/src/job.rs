@@ -11,6 +11,7 @@ mod ending;
 mod event;
 mod failure;
 mod history;
+mod orphans;
 mod phase;
 mod request_id;
 mod savepoint;
@@ -62,6 +63,8 @@ enum Timer {
     Deploy,
     /// A checkpoint that a savepoint waits for should have begun by now.
     Savepoint,
+    /// The store may be looked over again.
+    Orphans,
 }
 
 /// How one region is.
@@ -180,6 +183,7 @@ pub struct Job {
     loading: Option<CheckpointId>,
     savepoints: savepoint::Savepoints,
     standby: standby::Standby,
+    orphans: orphans::Orphans,
     /// The checkpoint that it left at its end is not to stay any longer.
     kept_dropped: bool,
     /// There have been completed checkpoints: beginning anew would repeat what is committed.
@@ -225,6 +229,7 @@ impl Job {
             state if state == JobState::Active || mutation::is(Mutation::EndedJobLoaded) => {
                 job.timers.set(Timer::Adoption, now + adoption_timeout);
                 job.coordinator.taken_over();
+                job.orphans_are_due();
                 job.load_last_checkpoint();
             }
             JobState::Cancelling => {
@@ -301,6 +306,7 @@ impl Job {
             loading: None,
             savepoints: savepoint::Savepoints::default(),
             standby: standby::Standby::default(),
+            orphans: orphans::Orphans::default(),
             kept_dropped: false,
             has_completed: !pointers.completed.is_empty(),
             coordinator: Coordinator::new(reign.epoch, &record, pointers),
@@ -416,8 +422,8 @@ impl Job {
                     self.judge_all(now);
                 }
                 Timer::Deploy => self.deployments_overdue(now),
-                // Whoever waited for too long is told so below.
-                Timer::Savepoint => {}
+                // What they were set for is seen to below.
+                Timer::Savepoint | Timer::Orphans => {}
             }
         }
         self.coordinator.handle_timeout(now);

@@ -431,6 +431,16 @@ impl Leader {
                             retained,
                         }
                     }
+                    job::Action::DeleteOrphans {
+                        retained,
+                        over,
+                        ended,
+                    } => Action::DeleteOrphans {
+                        job: job_id,
+                        retained,
+                        over,
+                        ended,
+                    },
                     job::Action::WriteSavepoint {
                         id,
                         directory,

@@ -19,6 +19,7 @@
 //! | [`Mutation::LateBarrierForgotten`] | a recording ends with the first late barrier | it waits for each |
 //! | [`Mutation::RecordedFramesLost`] | what was recorded of channels is not brought back with the image | it comes first on its channels |
 //! | [`Mutation::RetainedNotSpared`] | a clean-up spares all but the oldest retained checkpoint | whatever a retained one names stays |
+//! | [`Mutation::LiveAttemptsSwept`] | what running attempts stored for checkpoints that were given up is deleted | their next captures build on it |
 
 #[cfg(feature = "mutations")]
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -57,11 +58,13 @@ pub enum Mutation {
     RecordedFramesLost,
     /// A clean-up spares all but the oldest retained checkpoint.
     RetainedNotSpared,
+    /// What running attempts stored for checkpoints that were given up is deleted.
+    LiveAttemptsSwept,
 }
 
 impl Mutation {
     /// Every one.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::OldEpochObeyed,
         Self::OldAttemptDeployed,
         Self::DeadlineIgnored,
@@ -77,6 +80,7 @@ impl Mutation {
         Self::LateBarrierForgotten,
         Self::RecordedFramesLost,
         Self::RetainedNotSpared,
+        Self::LiveAttemptsSwept,
     ];
 }
 

@@ -88,15 +88,29 @@ impl Coordinator {
         }
     }
 
+    /// What may not be deleted anything of: what can be gone back to, and what is being copied. Oldest first.
+    fn needed(&self) -> Vec<CheckpointPointer> {
+        let mut needed: Vec<_> = self.pinned.clone();
+        needed.extend(self.retained().cloned());
+        needed.sort_unstable_by_key(|pointer| pointer.checkpoint);
+        needed
+    }
+
+    /// The checkpoints that everything in the store up to [`Coordinator::over`] is there for; `None` while that is not
+    /// known: what is being published, or what the registry still names though it is not to be used again.
+    #[must_use]
+    pub fn settled(&self) -> Option<Vec<CheckpointPointer>> {
+        let known = self.obsolete.is_empty() && !self.is_publication_pending();
+        known.then(|| self.needed())
+    }
+
     /// Has what only obsolete checkpoints name deleted.
     pub(super) fn delete_obsolete(&mut self) {
         if self.obsolete.is_empty() {
             return;
         }
         let obsolete = core::mem::take(&mut self.obsolete);
-        let mut retained: Vec<_> = self.pinned.clone();
-        retained.extend(self.retained().cloned());
-        retained.sort_unstable_by_key(|pointer| pointer.checkpoint);
+        let mut retained = self.needed();
         if mutation::is(Mutation::RetainedNotSpared) && retained.len() > 1 {
             retained.remove(0);
         }

@@ -1,5 +1,6 @@
 //! What a job is told and what it wants.
 
+use alloc::collections::BTreeSet;
 use alloc::string::String;
 use alloc::vec::Vec;
 use tidemill_protocol::control::{Command, RunningTask, TaskProgress, TaskState};
@@ -151,6 +152,16 @@ pub enum Action {
         obsolete: Vec<CheckpointPointer>,
         /// Whatever these name stays.
         retained: Vec<CheckpointPointer>,
+    },
+    /// Delete what the checkpoints that are over have written for nothing.
+    DeleteOrphans {
+        /// Whatever these name stays.
+        retained: Vec<CheckpointPointer>,
+        /// It and all lesser ones are published or never will be. Of those later than all retained ones, what belongs to
+        /// no task goes, and what these attempts wrote.
+        over: CheckpointId,
+        /// Attempts that never go on.
+        ended: BTreeSet<AttemptId>,
     },
     /// Copy a completed checkpoint as a savepoint.
     WriteSavepoint {

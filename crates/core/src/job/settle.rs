@@ -41,6 +41,7 @@ impl Job {
         self.drain_coordinator(now);
         self.settle_phase(now);
         self.settle_standby();
+        self.settle_orphans(now);
         let in_use = self.coordinator.is_publication_pending() || self.is_copying();
         if self.phase.is_terminal() && !self.cleaned && !in_use {
             self.cleaned = true;
@@ -156,6 +157,7 @@ impl Job {
                 }
                 checkpoint::Action::Completed(record) => {
                     self.has_completed = true;
+                    self.attempts_are_published();
                     self.move_is_due();
                     self.savepoints_published(record.id);
                     self.keepers_want_news();
@@ -163,6 +165,7 @@ impl Job {
                 }
                 checkpoint::Action::Failed(record) => {
                     self.savepoints_given_up(&record);
+                    self.orphans_are_due();
                     self.note(now, Note::Checkpoint(record));
                 }
                 checkpoint::Action::FailJob { reason } => {

@@ -42,6 +42,7 @@ impl Job {
             }
             return;
         }
+        self.attempt_speaks(from, task, attempt);
         if self.coordinator.is_done(task) {
             return;
         }
@@ -52,9 +53,18 @@ impl Job {
                 let timings = self.tasks[&task].timings;
                 self.task_runs(task, TaskStatus::Finished, timings);
             }
-            TaskState::Failed(failure) => self.task_failed(now, from, task, failure),
-            TaskState::Unrestorable { reason } => self.unrestorable(now, region, reason),
-            TaskState::Cancelled => self.task_gone(now, from, task),
+            TaskState::Failed(failure) => {
+                self.task_failed(now, from, task, failure);
+                self.attempt_ended(attempt);
+            }
+            TaskState::Unrestorable { reason } => {
+                self.unrestorable(now, region, reason);
+                self.attempt_ended(attempt);
+            }
+            TaskState::Cancelled => {
+                self.task_gone(now, from, task);
+                self.attempt_ended(attempt);
+            }
         }
     }
 
@@ -93,6 +103,7 @@ impl Job {
         let Some(attempt) = self.regions[region].attempt else {
             return;
         };
+        self.attempt_stopped(region, attempt);
         let job = self.record.id;
         for (host, tasks) in self.hosts(region) {
             self.send(

@@ -1,14 +1,16 @@
 //! What a leader is told and what it wants: the table of contents of a JobManager.
 
 use alloc::boxed::Box;
-use alloc::collections::BTreeMap;
+use alloc::collections::{BTreeMap, BTreeSet};
 use alloc::string::String;
 use alloc::vec::Vec;
 use core::fmt;
 use tidemill_protocol::control::{FromLeader, Registration, ToLeader};
 use tidemill_protocol::manifest::CheckpointMetadata;
 use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord};
-use tidemill_protocol::{CheckpointId, ExecutionGraph, Incarnation, JobId, TaskManagerId};
+use tidemill_protocol::{
+    AttemptId, CheckpointId, ExecutionGraph, Incarnation, JobId, TaskManagerId,
+};
 
 use crate::job::{self, SavepointRequestId};
 use crate::membership::{ConnectionId, HowLost};
@@ -167,6 +169,19 @@ pub enum Action {
         obsolete: Vec<CheckpointPointer>,
         /// Whatever these name stays.
         retained: Vec<CheckpointPointer>,
+    },
+    /// Delete what a running job's checkpoints have written for nothing. No answer: what is left over is deleted with the
+    /// next.
+    DeleteOrphans {
+        /// Which job.
+        job: JobId,
+        /// Whatever these name stays.
+        retained: Vec<CheckpointPointer>,
+        /// It and all lesser ones are published or never will be. Of those later than all retained ones, what belongs to
+        /// no task goes, and what these attempts wrote.
+        over: CheckpointId,
+        /// Attempts that never go on.
+        ended: BTreeSet<AttemptId>,
     },
     /// Copy a completed checkpoint as a savepoint. Answer `SavepointCopied`, and `SavepointProgress` on the way.
     WriteSavepoint {

@@ -59,6 +59,8 @@ pub(crate) struct Cluster {
     wishes: BTreeSet<(JobId, u128)>,
     /// The savepoints that were written.
     pub(crate) savepoints: BTreeMap<SavepointRequestId, CheckpointId>,
+    /// The scans for orphans of running jobs: what was over, and which attempts.
+    pub(crate) scans: Vec<(CheckpointId, BTreeSet<AttemptId>)>,
     /// Checkpoints whose objects were deleted.
     deleted: BTreeSet<(JobId, CheckpointId)>,
     pub(crate) refused: Vec<String>,
@@ -134,6 +136,7 @@ impl Cluster {
             copies: vec![],
             wishes: BTreeSet::new(),
             savepoints: BTreeMap::new(),
+            scans: vec![],
             deleted: BTreeSet::new(),
             refused: vec![],
             notes: vec![],
@@ -601,6 +604,23 @@ impl Cluster {
                 let gone = obsolete.iter().map(|pointer| (job, pointer.checkpoint));
                 self.deleted.extend(gone);
                 assert!(named.iter().all(|pointer| retained.contains(pointer)));
+            }
+            Action::DeleteOrphans {
+                job,
+                retained,
+                over,
+                ended,
+            } => {
+                let named = self.pointers.get(&job).map(|named| named.completed.clone());
+                let named = named.unwrap_or_default();
+                assert!(named.iter().all(|pointer| retained.contains(pointer)));
+                let copied = |(of, _, id): &(JobId, SavepointRequestId, CheckpointId)| {
+                    *of != job || retained.iter().any(|pointer| pointer.checkpoint == *id)
+                };
+                assert!(self.copies.iter().all(copied), "what is being copied stays");
+                let runs = |attempt: &AttemptId| self.job(job).runs_attempt(*attempt);
+                assert!(!ended.iter().any(runs), "{ended:?} of {job} go on");
+                self.scans.push((over, ended));
             }
             Action::WriteSavepoint {
                 id,
