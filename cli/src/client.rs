@@ -83,13 +83,12 @@ impl Client {
         self.get(&format!("/v1/jobs/{job}/savepoints/{request}"), &[])
     }
 
-    pub(crate) fn savepoints(&self) -> Result<Vec<SavepointView>, Failure> {
-        let SavepointList { savepoints } = self.ask(&Question {
+    pub(crate) fn savepoints(&self) -> Result<SavepointList, Failure> {
+        self.ask(&Question {
             method: Method::Search,
             path: "/v1/savepoints",
             query: &[],
-        })?;
-        Ok(savepoints)
+        })
     }
 
     pub(crate) fn savepoint(&self, path: &str) -> Result<SavepointView, Failure> {

@@ -9,8 +9,8 @@ use tidemill_protocol::{CheckpointId, JobId, TaskId};
 use tokio::sync::{mpsc, oneshot, watch};
 
 pub use crate::savepoints::{
-    SavepointError, SavepointInfo, SavepointRequestId, SavepointStatus, SavepointStep,
-    StoredSavepointError,
+    SavepointError, SavepointInfo, SavepointListing, SavepointRequestId, SavepointStatus,
+    SavepointStep, StoredSavepointError, UnusableSavepoint,
 };
 use crate::standing::Standing;
 use crate::views::{
@@ -247,7 +247,7 @@ pub(crate) enum Request {
         SavepointRequestId,
         Reply<Result<SavepointStatus, SavepointError>>,
     ),
-    Savepoints(Reply<Result<Vec<SavepointInfo>, StoredSavepointError>>),
+    Savepoints(Reply<Result<SavepointListing, StoredSavepointError>>),
     Savepoint(String, Reply<Result<SavepointInfo, StoredSavepointError>>),
     VerifySavepoint(String, Reply<Result<SavepointInfo, StoredSavepointError>>),
     DeleteSavepoint(String, Reply<Result<(), StoredSavepointError>>),
@@ -379,11 +379,11 @@ impl ClusterHandle {
     }
 
     /// The savepoints below `checkpoints.savepoint_dir` of the cluster's store, newest first, then the checkpoints that
-    /// cancelled jobs left.
+    /// cancelled jobs left; and what is left of savepoints that are not whole.
     ///
     /// # Errors
     /// When the store cannot be read.
-    pub async fn savepoints(&self) -> Result<Vec<SavepointInfo>, StoredSavepointError> {
+    pub async fn savepoints(&self) -> Result<SavepointListing, StoredSavepointError> {
         self.ask(Request::Savepoints).await?
     }
 

@@ -28,8 +28,8 @@ mod vigil;
 
 pub use handle::{
     CancelError, ClusterHandle, LogQuery, QueryError, SavepointError, SavepointInfo,
-    SavepointRequestId, SavepointStatus, SavepointStep, StoredSavepointError, SubmitError,
-    SubmitOptions, Unavailable,
+    SavepointListing, SavepointRequestId, SavepointStatus, SavepointStep, StoredSavepointError,
+    SubmitError, SubmitOptions, Unavailable, UnusableSavepoint,
 };
 pub use start::{JobManagerHandle, StartError, start};
 

@@ -51,6 +51,31 @@ pub struct SavepointInfo {
     pub savepoint: Savepoint,
 }
 
+/// What is at a place of savepoints though no job can begin from it: most often what was left of one.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UnusableSavepoint {
+    /// Where it is: what can be deleted.
+    pub path: String,
+    /// The size of its objects.
+    pub bytes: u64,
+    /// Its writing, its deletion or its copying was not ended. Otherwise it is damaged, of a newer release, or out of
+    /// reach.
+    pub is_incomplete: bool,
+    /// The objects that are known to be missing of an incomplete one, relative to it.
+    pub missing: Vec<String>,
+    /// Why it cannot be used, in words.
+    pub reason: String,
+}
+
+/// Everything at the places of savepoints.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SavepointListing {
+    /// Newest first; then the checkpoints that ended jobs have left.
+    pub savepoints: Vec<SavepointInfo>,
+    /// In order of their paths.
+    pub unusable: Vec<UnusableSavepoint>,
+}
+
 /// What is stored cannot be read, checked or deleted.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StoredSavepointError {

@@ -16,6 +16,7 @@ pub use checkpoints::{
 pub use recoveries::{ImageSourceName, RecoveryView, RestoredView, TimingsView};
 pub use savepoints::{
     SavepointKind, SavepointRequestStatus, SavepointRequestView, SavepointStepName, SavepointView,
+    UnusableSavepointView,
 };
 
 /// What a job is doing, or how it ended.

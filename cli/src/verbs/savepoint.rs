@@ -218,7 +218,7 @@ impl Following<'_> {
     /// The savepoint that was asked for, if an earlier leader has written it.
     fn written_by_now(&self) -> Result<Option<SavepointView>, Failure> {
         let Some(directory) = &self.directory else {
-            let mut all = self.client.savepoints()?.into_iter();
+            let mut all = self.client.savepoints()?.savepoints.into_iter();
             return Ok(all.find(|savepoint| is_named_for(savepoint, &self.job.id, &self.id)));
         };
         match self.client.savepoint(directory) {

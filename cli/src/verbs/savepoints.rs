@@ -24,9 +24,9 @@ pub(crate) fn stored(session: &Session, verb: &StoredSavepoints) -> Result<(), F
 }
 
 fn list(session: &Session) -> Result<(), Failure> {
-    let savepoints = session.client()?.savepoints()?;
+    let found = session.client()?.savepoints()?;
     if session.is_json() {
-        return print::json(&savepoints);
+        return print::json(&found);
     }
     let mut table = Table::new(&[
         "PATH",
@@ -38,7 +38,7 @@ fn list(session: &Session) -> Result<(), Failure> {
         "SIZE",
         "CREATED",
     ]);
-    for savepoint in savepoints {
+    for savepoint in found.savepoints {
         table.row([
             savepoint.path,
             kind(savepoint.kind).to_owned(),
@@ -50,7 +50,21 @@ fn list(session: &Session) -> Result<(), Failure> {
             format!("{} ago", units::ago(savepoint.created_at_ms)),
         ]);
     }
-    print::text(&table.rendered("no savepoints; `tidemill savepoint JOB` takes one"))
+    for unusable in &found.unusable {
+        let kind = match unusable.incomplete {
+            true => "incomplete",
+            false => "unusable",
+        };
+        let bytes = units::bytes(unusable.bytes);
+        let [path, kind, none] = [&unusable.path, kind, "-"].map(str::to_owned);
+        let none = || none.clone();
+        table.row([path, kind, none(), none(), none(), none(), bytes, none()]);
+    }
+    print::text(&table.rendered("no savepoints; `tidemill savepoint JOB` takes one"))?;
+    for unusable in &found.unusable {
+        eprintln!("{}", unusable.reason);
+    }
+    Ok(())
 }
 
 fn show(session: &Session, path: &str) -> Result<(), Failure> {

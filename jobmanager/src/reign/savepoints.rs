@@ -13,7 +13,8 @@ use tracing::warn;
 use super::Reign;
 use crate::error_chain;
 use crate::handle::{
-    Reply, SavepointError, SavepointInfo, SavepointRequestId, StoredSavepointError,
+    Reply, SavepointError, SavepointInfo, SavepointListing, SavepointRequestId,
+    StoredSavepointError, UnusableSavepoint,
 };
 
 /// A checkpoint that an ended job left.
@@ -94,7 +95,7 @@ impl Reign {
         self.kept().find(|kept| kept.path == path)
     }
 
-    pub(super) fn list_savepoints(&self, reply: Reply<Answer<Vec<SavepointInfo>>>) {
+    pub(super) fn list_savepoints(&self, reply: Reply<Answer<SavepointListing>>) {
         let store = self.hands.store.clone();
         let below = self.process.config.checkpoints.savepoint_dir.clone();
         let kept: Vec<Kept> = self.kept().collect();
@@ -144,30 +145,45 @@ impl Reign {
     }
 }
 
-async fn list(store: &Store, below: &str, kept: Vec<Kept>) -> Answer<Vec<SavepointInfo>> {
+async fn list(store: &Store, below: &str, kept: Vec<Kept>) -> Answer<SavepointListing> {
     let listed = store.list_savepoints(below).await;
     let listed = listed.map_err(|error| refused(below, &error))?;
-    let mut infos = Vec::new();
+    let mut listing = SavepointListing::default();
     for one in listed {
         match one.savepoint {
-            Ok(savepoint) => infos.push(SavepointInfo {
+            Ok(savepoint) => listing.savepoints.push(SavepointInfo {
                 path: one.path,
                 bytes: one.bytes,
                 is_checkpoint: false,
                 savepoint,
             }),
-            Err(error) => warn!("not listed: {}", error_chain(&error)),
+            Err(error) => listing.unusable.push(unusable(one.path, one.bytes, &error)),
         }
     }
-    infos.sort_by_key(|info| core::cmp::Reverse(info.savepoint.created_at_ms));
+    let newest_first = |info: &SavepointInfo| core::cmp::Reverse(info.savepoint.created_at_ms);
+    listing.savepoints.sort_by_key(newest_first);
     for one in kept {
         let path = one.path.clone();
         match show_kept(store, one).await {
-            Ok(info) => infos.push(info),
+            Ok(info) => listing.savepoints.push(info),
             Err(error) => warn!("{path} is not listed: {error}"),
         }
     }
-    Ok(infos)
+    Ok(listing)
+}
+
+fn unusable(path: String, bytes: u64, error: &StoreError) -> UnusableSavepoint {
+    let missing = match error {
+        StoreError::Incomplete { missing, .. } => Some(missing.clone()),
+        _ => None,
+    };
+    UnusableSavepoint {
+        path,
+        bytes,
+        is_incomplete: missing.is_some(),
+        missing: missing.unwrap_or_default(),
+        reason: error_chain(error),
+    }
 }
 
 async fn show(store: &Store, path: &str) -> Answer<SavepointInfo> {

@@ -13,7 +13,7 @@ use super::problem::Refusal;
 use super::query::Pairs;
 use super::{Api, Problem};
 use crate::handle::SavepointRequestId;
-use crate::views::{SavepointRequestView, SavepointView};
+use crate::views::{SavepointRequestView, SavepointView, UnusableSavepointView};
 
 /// The longest path or URL of a savepoint.
 const PATH_MAX_BYTES: usize = 4096;
@@ -23,6 +23,9 @@ const PATH_MAX_BYTES: usize = 4096;
 pub struct SavepointList {
     /// Newest first; after them the checkpoints that ended jobs have left.
     pub savepoints: Vec<SavepointView>,
+    /// What is there besides that no job can be started from: most often what was left of a savepoint.
+    #[serde(default)]
+    pub unusable: Vec<UnusableSavepointView>,
 }
 
 /// A savepoint that is gone.
@@ -108,9 +111,12 @@ pub(super) async fn status(
 )]
 pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<SavepointList>, Refusal> {
     Pairs::of(&uri)?.finish(&[])?;
-    let savepoints = api.cluster.savepoints().await?;
-    let savepoints = savepoints.into_iter().map(SavepointView::from).collect();
-    Ok(Json(SavepointList { savepoints }))
+    let listing = api.cluster.savepoints().await?;
+    let (savepoints, unusable) = (listing.savepoints, listing.unusable);
+    Ok(Json(SavepointList {
+        savepoints: savepoints.into_iter().map(Into::into).collect(),
+        unusable: unusable.into_iter().map(Into::into).collect(),
+    }))
 }
 
 /// One savepoint, or a checkpoint that an ended job has left.

@@ -22,8 +22,8 @@ use crate::standing::{RegistryState, Standing};
 use crate::views::*;
 use crate::{
     CancelError, ClusterHandle, LogQuery, QueryError, SavepointError, SavepointInfo,
-    SavepointRequestId, SavepointStatus, SavepointStep, StoredSavepointError, SubmitError,
-    SubmitOptions,
+    SavepointListing, SavepointRequestId, SavepointStatus, SavepointStep, StoredSavepointError,
+    SubmitError, SubmitOptions, UnusableSavepoint,
 };
 
 const KNOWN_JOB: JobId = JobId([0xab; 16]);
@@ -524,8 +524,16 @@ async fn answer(mut requests: mpsc::Receiver<Request>, submitted: Submitted, ask
                 let _ = reply.send(known.then_some(completed).ok_or(unknown));
             }
             Request::Savepoints(reply) => {
-                let all = [false, true].map(savepoint_info);
-                let _ = reply.send(Ok(all.into()));
+                let _ = reply.send(Ok(SavepointListing {
+                    savepoints: [false, true].map(savepoint_info).into(),
+                    unusable: vec![UnusableSavepoint {
+                        path: "savepoints/begun".into(),
+                        bytes: 10,
+                        is_incomplete: true,
+                        missing: vec!["savepoint".into(), "graph".into()],
+                        reason: "it is incomplete".into(),
+                    }],
+                }));
             }
             Request::Savepoint(path, reply) => drop(reply.send(stored(&path))),
             Request::VerifySavepoint(path, reply) => {

@@ -6,7 +6,9 @@ use std::collections::BTreeMap;
 use tidemill_protocol::JobId;
 use utoipa::ToSchema;
 
-use crate::handle::{SavepointInfo, SavepointRequestId, SavepointStatus, SavepointStep};
+use crate::handle::{
+    SavepointInfo, SavepointRequestId, SavepointStatus, SavepointStep, UnusableSavepoint,
+};
 
 /// How a request for a savepoint stands.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, ToSchema)]
@@ -147,6 +149,40 @@ pub struct SavepointView {
     pub created_at_ms: u64,
     /// The release that wrote it.
     pub version: String,
+}
+
+/// What is at a place of savepoints though no job can be started from it. It can be deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, ToSchema)]
+pub struct UnusableSavepointView {
+    /// Where it is.
+    pub path: String,
+    /// The size of its objects.
+    pub bytes: u64,
+    /// Its writing, its deletion or its copying was not ended; otherwise it is damaged, of a newer release, or out of reach.
+    pub incomplete: bool,
+    /// The objects that are known to be missing of an incomplete one, relative to its path.
+    pub missing: Vec<String>,
+    /// Why it cannot be used.
+    pub reason: String,
+}
+
+impl From<UnusableSavepoint> for UnusableSavepointView {
+    fn from(unusable: UnusableSavepoint) -> Self {
+        let UnusableSavepoint {
+            path,
+            bytes,
+            is_incomplete,
+            missing,
+            reason,
+        } = unusable;
+        Self {
+            path,
+            bytes,
+            incomplete: is_incomplete,
+            missing,
+            reason,
+        }
+    }
 }
 
 impl From<SavepointInfo> for SavepointView {
