@@ -43,7 +43,7 @@ use tracing::{info, warn};
 
 use driver::{Driver, State, Wanted};
 use exchange::{Incoming, OnBroken};
-use images::{Images, ImagesOptions};
+use images::{Images, ImagesOptions, Peers, serve_peers};
 use link::LinkOptions;
 use logs::Logs;
 use metrics::Metrics;
@@ -312,6 +312,10 @@ async fn build(
     })?;
     runtime.spawn(accept_connections(endpoint.clone(), plane.clone()));
     runtime.spawn(accept_channels(plane.clone(), resources.incoming.clone()));
+    runtime.spawn(serve_peers(
+        plane.clone(),
+        resources.sources.images.lender(),
+    ));
 
     let id = TaskManagerId(options.id.clone().unwrap_or_else(generated_id));
     let registration = Registration {
@@ -407,6 +411,7 @@ fn resources(
         max_bytes: options.local_image_max_bytes,
     };
     let images = Images::start(images, store.clone(), runtime.clone(), events.clone());
+    let peers = Peers::unless_nearer(&store, plane.clone(), endpoint.clone());
     // The first call tries the machine out, and logs what it offers.
     let _method = DirtyMethod::of_this_machine();
     Ok(Resources {
@@ -414,6 +419,7 @@ fn resources(
             modules: Arc::new(modules),
             store,
             images: images.map_err(data_dir)?,
+            peers,
             runtime: runtime.clone(),
             events,
         },

@@ -1,27 +1,33 @@
 //! Local images: for each task a flat file on this machine's disk that is the task's memory at its last completed
 //! checkpoint. A task that goes back to that checkpoint here reads, or maps, the file instead of the object store.
 //!
+//! Other TaskManagers may read them too, where a task is restored whose image is not there.
+//!
 //! One thread keeps them, so that whatever is said of an image happens in the order in which it was said; no task ever
 //! waits for it but one that is being restored. They are a convenience: whatever goes wrong with one, it is dropped.
 
 mod build;
 mod entry;
 mod file;
+mod loan;
+mod peer;
+mod place;
 mod source;
 mod table;
 #[cfg(test)]
 mod tests;
 
+use std::collections::HashMap;
 use std::fs::File;
 use std::path::PathBuf;
-use std::sync::mpsc::{RecvTimeoutError, Sender, channel};
-use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, Weak};
+use std::time::{Duration, Instant};
 
 use tidemill_protocol::control::{WarmImages, WarmTask};
 use tidemill_protocol::image::StoredCapture;
 use tidemill_protocol::manifest::ObjectRef;
-use tidemill_protocol::{CheckpointId, JobId};
+use tidemill_protocol::{CheckpointId, JobId, TaskId};
 use tidemill_runtime::CaptureRoom;
 use tidemill_storage::Store;
 use tokio::runtime::Handle;
@@ -32,10 +38,13 @@ use tracing::warn;
 use crate::task::{Execution, TaskEvent};
 
 pub(crate) use file::read_runs;
+use loan::Loan;
+pub(crate) use peer::{PeerImage, Peers, serve_peers};
+use place::Place;
 pub(crate) use source::{StoredSource, unreadable};
 use table::{Built, Table};
 
-/// How often it is looked for images that nobody needs any more.
+/// How often it is looked for images that nobody needs any more, or that have waited for others.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
 /// How long a task that is restored waits for the thread that keeps images.
@@ -81,13 +90,22 @@ struct Claim {
 pub(crate) struct Images {
     /// `None` keeps none.
     commands: Option<Sender<Command>>,
-    warm: Arc<Mutex<Vec<WarmTask>>>,
+    shown: Arc<Mutex<Shown>>,
+}
+
+/// What the thread says of the images that are here whole.
+#[derive(Debug, Default)]
+struct Shown {
+    /// Those for tasks that run elsewhere.
+    warm: Vec<WarmTask>,
+    /// All of them, for others to read.
+    lent: HashMap<Key, (ObjectRef, Loan)>,
 }
 
 /// Where images are and how much room they may take.
 #[derive(Clone, Debug)]
 pub(crate) struct ImagesOptions {
-    /// Files are made in it, without names.
+    /// Files are made in a directory of this process in it.
     pub(crate) directory: PathBuf,
     /// What all of them may take of the disk, in bytes; 0 keeps none.
     pub(crate) max_bytes: u64,
@@ -98,7 +116,7 @@ impl Images {
     pub(crate) fn none() -> Self {
         Self {
             commands: None,
-            warm: Arc::default(),
+            shown: Arc::default(),
         }
     }
 
@@ -107,7 +125,7 @@ impl Images {
     /// # Errors
     /// When the directory cannot be made, or the system gives no thread.
     pub(crate) fn start(
-        options: ImagesOptions,
+        mut options: ImagesOptions,
         store: Store,
         runtime: Handle,
         events: UnboundedSender<TaskEvent>,
@@ -115,37 +133,24 @@ impl Images {
         if options.max_bytes == 0 {
             return Ok(Self::none());
         }
-        std::fs::create_dir_all(&options.directory)?;
+        let place = Place::take(&options.directory)?;
+        options.directory = place.path().to_owned();
         let (commands, received) = channel();
         let images = Self {
             commands: Some(commands.clone()),
-            warm: Arc::default(),
+            shown: Arc::default(),
         };
         let done = move |built| {
             // Nobody listens when the thread has ended.
             let _ = commands.send(Command::Built(built));
         };
         let builder = build::Builder::new(options.directory.clone(), store, runtime, done);
-        let (warm, mut table) = (Arc::clone(&images.warm), Table::new(options, builder));
+        let (shown, table) = (Arc::clone(&images.shown), Table::new(options, builder));
         std::thread::Builder::new()
             .name("images".to_owned())
             .spawn(move || {
-                // The table can be told things as well, so it is the clones that are counted.
-                while Arc::strong_count(&warm) > 1 {
-                    let said = match received.recv_timeout(SWEEP_INTERVAL) {
-                        Ok(command) => table.handle(command),
-                        Err(RecvTimeoutError::Timeout) => {
-                            table.sweep();
-                            None
-                        }
-                        Err(RecvTimeoutError::Disconnected) => return,
-                    };
-                    *warm.lock().unwrap_or_else(PoisonError::into_inner) = table.warm();
-                    if let Some(warm) = said {
-                        // The driver outlives every task; when it is gone the process ends.
-                        let _ = events.send(TaskEvent::Warm(warm));
-                    }
-                }
+                keep(table, &received, &shown, &events);
+                drop(place);
             })?;
         Ok(images)
     }
@@ -207,10 +212,59 @@ impl Images {
 
     /// The images that are here whole for tasks that run elsewhere.
     pub(crate) fn warm(&self) -> Vec<WarmTask> {
-        self.warm
-            .lock()
-            .unwrap_or_else(PoisonError::into_inner)
-            .clone()
+        lock(&self.shown).warm.clone()
+    }
+
+    /// Lends images to others, for as long as they are kept.
+    pub(crate) fn lender(&self) -> Lender {
+        Lender(Arc::downgrade(&self.shown))
+    }
+}
+
+/// Lends what is kept here, and keeps nothing itself.
+#[derive(Clone, Debug)]
+pub(crate) struct Lender(Weak<Mutex<Shown>>);
+
+impl Lender {
+    /// The image of a task, if it is here whole and exactly this one.
+    fn lend(&self, job: JobId, task: TaskId, manifest: &ObjectRef) -> Option<Loan> {
+        let shown = self.0.upgrade()?;
+        let shown = lock(&shown);
+        let (of, loan) = shown.lent.get(&(job, task))?;
+        (of == manifest).then(|| loan.clone())
+    }
+}
+
+/// Nothing that runs under the lock can leave it half-changed.
+fn lock(shown: &Mutex<Shown>) -> MutexGuard<'_, Shown> {
+    shown.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// What the thread does that keeps images.
+fn keep(
+    mut table: Table,
+    received: &Receiver<Command>,
+    shown: &Arc<Mutex<Shown>>,
+    events: &UnboundedSender<TaskEvent>,
+) {
+    let mut swept = Instant::now();
+    // The table can be told things as well, so it is the clones that are counted.
+    while Arc::strong_count(shown) > 1 {
+        let said = match received.recv_timeout(SWEEP_INTERVAL.saturating_sub(swept.elapsed())) {
+            Ok(command) => table.handle(command),
+            Err(RecvTimeoutError::Timeout) => None,
+            Err(RecvTimeoutError::Disconnected) => return,
+        };
+        if swept.elapsed() >= SWEEP_INTERVAL {
+            swept = Instant::now();
+            table.sweep();
+        }
+        let (warm, lent) = (table.warm(), table.lent());
+        *lock(shown) = Shown { warm, lent };
+        if let Some(warm) = said {
+            // The driver outlives every task; when it is gone the process ends.
+            let _ = events.send(TaskEvent::Warm(warm));
+        }
     }
 }
 
@@ -225,7 +279,7 @@ pub(crate) fn give_back(room: &Room, capture: StoredCapture) {
 }
 
 /// Which task of which job.
-type Key = (JobId, tidemill_protocol::TaskId);
+type Key = (JobId, TaskId);
 
 fn key(execution: Execution) -> Key {
     (execution.job, execution.task)

@@ -1,5 +1,5 @@
 //! An image in the object store as a source of pages, for a memory that is filled while the guest runs and for one that
-//! is put back.
+//! is put back. Where another TaskManager keeps the image too, its pages come from there for as long as they do.
 //!
 //! The first time that something cannot be read it says so to whoever made it, since the task that the pages are for may
 //! be running by then and not touch one of them for long.
@@ -15,6 +15,7 @@ use tidemill_runtime::PageSource;
 use tidemill_storage::{ReadError, StoredImage};
 use tokio::runtime::Handle;
 
+use super::PeerImage;
 use crate::error_chain;
 use crate::task::failure;
 
@@ -30,6 +31,8 @@ type OnFailure = Box<dyn Fn(TaskState) + Send + Sync>;
 /// The pages of a stored image.
 pub(crate) struct StoredSource {
     image: StoredImage,
+    /// Who else has it.
+    peer: Option<PeerImage>,
     runtime: Handle,
     on_failure: OnFailure,
     failed: OnceLock<()>,
@@ -39,6 +42,7 @@ impl std::fmt::Debug for StoredSource {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_struct("StoredSource")
             .field("manifest", self.image.manifest())
+            .field("peer", &self.peer)
             .field("failed", &self.has_failed())
             .finish_non_exhaustive()
     }
@@ -49,10 +53,21 @@ impl StoredSource {
     pub(crate) fn new(image: StoredImage, runtime: Handle, on_failure: OnFailure) -> Self {
         Self {
             image,
+            peer: None,
             runtime,
             on_failure,
             failed: OnceLock::new(),
         }
+    }
+
+    /// The same, and first of all from another TaskManager.
+    pub(crate) fn with_peer(self, peer: Option<PeerImage>) -> Self {
+        Self { peer, ..self }
+    }
+
+    /// Whether another TaskManager has said that it has the image.
+    pub(crate) fn has_peer(&self) -> bool {
+        self.peer.is_some()
     }
 
     /// Whether something could not be read, which has been said then.
@@ -70,13 +85,22 @@ impl StoredSource {
         lay: &mut dyn FnMut(PageRun, &[u8]),
     ) -> Result<(), String> {
         for pieces in wanted_pieces(&self.image, wanted).chunks(READS_MAX * 4) {
-            let reads = pieces.iter().map(|range| self.image.read(range.clone()));
+            let reads = pieces.iter().map(|range| self.read_pieces(range.clone()));
             let reads = futures::stream::iter(reads).buffered(READS_MAX);
             let read: Result<Vec<_>, ReadError> = self.runtime.block_on(reads.try_collect());
             let read = read.map_err(|error| self.failed(&error))?;
             hand_over(read.into_iter().flatten(), lay);
         }
         Ok(())
+    }
+
+    async fn read_pieces(&self, pieces: Range<usize>) -> Result<Vec<(PageRun, Bytes)>, ReadError> {
+        if let Some(peer) = &self.peer
+            && let Some(read) = peer.read(&self.image, pieces.clone()).await
+        {
+            return Ok(read);
+        }
+        self.image.read(pieces).await
     }
 
     fn failed(&self, error: &ReadError) -> String {
@@ -108,7 +132,7 @@ impl PageSource for StoredSource {
         lay: &mut dyn FnMut(PageRun, &[u8]),
     ) -> Result<(), String> {
         for pieces in batches(pieces) {
-            let read = self.runtime.block_on(self.image.read(pieces));
+            let read = self.runtime.block_on(self.read_pieces(pieces));
             hand_over(read.map_err(|error| self.failed(&error))?, lay);
         }
         Ok(())

@@ -7,10 +7,12 @@ use std::time::{Duration, Instant};
 
 use tidemill_protocol::JobId;
 use tidemill_protocol::control::{WarmImages, WarmTask};
+use tidemill_protocol::manifest::ObjectRef;
 use tracing::debug;
 
 use super::build::{Builder, From, Wanted};
 use super::entry::{Building, Entry, Kept, Missing};
+use super::loan::Loan;
 use super::{Claim, Command, ImagesOptions, Key, key};
 use crate::task::Execution;
 
@@ -262,7 +264,7 @@ impl Table {
         }
     }
 
-    /// Drops the images of tasks that have not run here for a while.
+    /// Drops the images of tasks that have not run here for a while, and brings those up to date that others have read.
     pub(super) fn sweep(&mut self) {
         self.entries.retain(|_, entry| {
             let is_idle = entry
@@ -270,6 +272,10 @@ impl Table {
                 .is_some_and(|since| since.elapsed() >= IDLE);
             entry.warm.is_some() || !is_idle
         });
+        let keys: Vec<Key> = self.entries.keys().copied().collect();
+        for key in keys {
+            self.warm_up(key);
+        }
     }
 
     fn keep_warm(&mut self, images: WarmImages) -> Option<Vec<WarmTask>> {
@@ -303,7 +309,7 @@ impl Table {
         self.said_of(job)
     }
 
-    /// Brings a warm image up to date, unless that is under way.
+    /// Brings a warm image up to date, unless that is under way, or others are reading it as it is.
     fn warm_up(&mut self, key: Key) {
         let Some(entry) = self.entries.get_mut(&key) else {
             return;
@@ -315,9 +321,11 @@ impl Table {
             .kept
             .as_ref()
             .is_some_and(|kept| kept.manifest == wanted.1);
+        let kept = entry.kept.as_ref();
+        let is_in_use = kept.is_some_and(|kept| kept.file.is_in_use());
         // One that could not be read is tried again with the next checkpoint.
         let has_failed = entry.tried.as_ref() == Some(&wanted.1);
-        if !is_there && !has_failed && !entry.is_too_much {
+        if !is_there && !is_in_use && !has_failed && !entry.is_too_much {
             entry.tried = Some(wanted.1.clone());
             let older = entry.kept.take().filter(|kept| !kept.is_mapped);
             self.build(key, wanted, older.map_or(From::Nothing, From::Older));
@@ -330,6 +338,15 @@ impl Table {
         let is_busy = entries.any(|(_, entry)| entry.warm.is_some() && entry.building.is_some());
         let warm = self.warm().into_iter().filter(|warm| warm.job == job);
         (!is_busy).then(|| warm.collect())
+    }
+
+    /// The images that are here whole, for others to read.
+    pub(super) fn lent(&self) -> HashMap<Key, (ObjectRef, Loan)> {
+        let lent = self.entries.iter().filter_map(|(key, entry)| {
+            let kept = entry.kept.as_ref()?;
+            Some((*key, (kept.manifest.clone(), kept.file.lend())))
+        });
+        lent.collect()
     }
 
     /// The images that are here whole for tasks that run elsewhere.

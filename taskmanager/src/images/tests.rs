@@ -6,7 +6,7 @@ use std::os::unix::fs::FileExt;
 use std::path::Path;
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, channel};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use proptest::prelude::*;
 use tidemill_protocol::control::{WarmImages, WarmTask};
@@ -19,6 +19,7 @@ use tokio::sync::oneshot;
 
 use super::build::Builder;
 use super::file::{ImageFile, read_runs};
+use super::loan::Loan;
 use super::table::{Built, Table};
 use super::{Claim, Command, ImagesOptions, Room, Stored};
 use crate::task::Execution;
@@ -499,4 +500,106 @@ fn zeros_take_no_room_in_a_file_and_a_copy_is_the_same() {
             .all(|byte| *byte == 0)
     );
     assert!(contents(&copy.share(), 1 << 20).contains(&3));
+}
+
+#[test]
+fn whoever_reads_an_image_file_that_changes_reads_one_image_or_learns_that_it_is_gone() {
+    const PAGES: u32 = 64;
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut file = ImageFile::create(directory.path(), 0).expect("a file");
+    let whole = PageRun {
+        first: 0,
+        pages: PAGES,
+        zero: false,
+    };
+    let (lend, lent) = channel::<Loan>();
+    let reader = std::thread::spawn(move || {
+        let mut read = 0;
+        for loan in lent {
+            // Until it is gone.
+            while let Some(pages) = loan.read(&[whole]) {
+                assert_eq!(pages.len(), PAGES as usize * PAGE_BYTES);
+                assert!(pages.iter().all(|byte| *byte == pages[0]), "two images");
+                read += 1;
+            }
+        }
+        read
+    });
+    for value in 1..=200 {
+        let capture = StoredCapture {
+            memory_bytes: u64::from(PAGES) * PAGE_BYTES as u64,
+            runs: (0..PAGES)
+                .map(|first| PageRun {
+                    first,
+                    pages: 1,
+                    zero: false,
+                })
+                .collect(),
+            bytes: vec![value; PAGES as usize * PAGE_BYTES],
+            ..StoredCapture::default()
+        };
+        file.lay_over(&capture).expect("written");
+        assert!(!file.is_in_use());
+        let loan = file.lend();
+        assert!(loan.read(&[whole]).is_some_and(|pages| pages[0] == value));
+        assert!(file.is_in_use());
+        let beyond = PageRun { first: 1, ..whole };
+        assert_eq!(loan.read(&[beyond]), None, "it ends before that");
+        lend.send(loan).expect("it listens");
+    }
+    file.clear(whole).expect("cleared");
+    drop(lend);
+    assert!(reader.join().is_ok());
+}
+
+#[test]
+fn a_warm_image_that_others_read_is_brought_up_to_date_when_they_are_done() {
+    let mut world = World::new(1 << 30);
+    world.write(1, 1);
+    let first = world.capture(true, false);
+    world.write(1, 2);
+    let second = world.capture(false, false);
+    world.table.handle(Command::Stopped(world.execution()));
+    assert_eq!(world.keep_warm(&first), None);
+    world.build();
+    let warm = |moment: &Moment| WarmTask {
+        job: JOB,
+        task: TASK,
+        checkpoint: moment.checkpoint,
+    };
+    let (manifest, loan) = world
+        .table
+        .lent()
+        .remove(&(JOB, TASK))
+        .expect("it is there");
+    assert_eq!(manifest, first.manifest);
+    let page = PageRun {
+        first: 1,
+        pages: 1,
+        zero: false,
+    };
+    assert!(loan.read(&[page]).is_some_and(|bytes| bytes[0] == 1));
+    // Nothing is begun while somebody reads, and what is said is what is there.
+    assert_eq!(world.keep_warm(&second), Some(vec![warm(&first)]));
+    assert!(loan.read(&[page]).is_some_and(|bytes| bytes[0] == 1));
+    let began = Instant::now();
+    let built = loop {
+        world.table.sweep();
+        match world.built.recv_timeout(Duration::from_millis(10)) {
+            Ok(built) => break built,
+            Err(_) => assert!(began.elapsed() < FOREVER, "it is brought up to date"),
+        }
+    };
+    assert_eq!(
+        world.table.handle(Command::Built(built)),
+        Some(vec![warm(&second)])
+    );
+    assert_eq!(loan.read(&[page]), None, "the older one is gone");
+    let (manifest, loan) = world
+        .table
+        .lent()
+        .remove(&(JOB, TASK))
+        .expect("it is there");
+    assert_eq!(manifest, second.manifest);
+    assert!(loan.read(&[page]).is_some_and(|bytes| bytes[0] == 2));
 }

@@ -1,5 +1,5 @@
-//! What a task goes on from, and how its instance is made of it: from its own memory, from a file on this machine, or
-//! from the object store.
+//! What a task goes on from, and how its instance is made of it: from its own memory, from a file on this machine, from
+//! another TaskManager, or from the object store.
 //!
 //! It never runs guest code.
 
@@ -36,16 +36,17 @@ pub(crate) enum Origin {
     },
     /// In a file that does not change.
     Local(Arc<File>),
-    /// In the store.
+    /// In the store, and perhaps with another TaskManager as well.
     Store(Arc<StoredSource>),
 }
 
 impl Restorable {
     /// What is said of it.
     pub(crate) fn source(&self) -> ImageSource {
-        match self.origin {
+        match &self.origin {
             Origin::Memory { .. } => ImageSource::Memory,
             Origin::Local(_) => ImageSource::Local,
+            Origin::Store(source) if source.has_peer() => ImageSource::Peer,
             Origin::Store(_) => ImageSource::Store,
         }
     }

@@ -4,6 +4,7 @@
 
 mod captures;
 mod hand_over;
+mod peers;
 mod revert;
 
 use std::collections::{BTreeMap, BTreeSet};

@@ -14,7 +14,8 @@ use tidemill_protocol::image::{PageRun, StoredCapture};
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::split::SplitRequest;
 use tidemill_protocol::{
-    AttemptId, CheckpointId, Epoch, ExecutionGraph, ExecutionStage, ModuleHash, StageKind, TaskId,
+    AttemptId, CheckpointId, Epoch, ExecutionGraph, ExecutionStage, Image, ModuleHash, StageKind,
+    TaskId,
 };
 use tidemill_runtime::{Engine, EngineOptions, InstanceLimits, Module, ModuleLimits};
 use tidemill_storage::{CaptureId, ImageChain, Store};
@@ -29,16 +30,16 @@ use super::super::{
 };
 use super::{FOREVER, JOB};
 use crate::exchange::wiring::Wires;
-use crate::images::{Images, ImagesOptions};
+use crate::images::{Images, ImagesOptions, Peers};
 use crate::logs::Logs;
-use crate::prepare::image_of;
+use crate::prepare::ImageSources;
 use crate::survivors::Survivors;
 
-const TASK: TaskId = TaskId::new(0, 0);
+pub(super) const TASK: TaskId = TaskId::new(0, 0);
 
 /// Each poll, of which there is one at the start and one for each poke, changes 40 of 768 pages and says so. Poll number
 /// `trap_at` then traps, and number `hang_at` never returns.
-fn module(trap_at: u32, hang_at: u32) -> Module {
+pub(super) fn module(trap_at: u32, hang_at: u32) -> Module {
     static ENGINE: OnceLock<Engine> = OnceLock::new();
     let text = format!(
         r#"(module
@@ -81,10 +82,11 @@ fn module(trap_at: u32, hang_at: u32) -> Module {
     engine.compile(&prepared.bytes, None).expect("compiled")
 }
 
-struct World {
-    runtime: Runtime,
-    store: Store,
+pub(super) struct World {
+    pub(super) runtime: Runtime,
+    pub(super) store: Store,
     images: Images,
+    pub(super) peers: Peers,
     survivors: Survivors,
     module: Module,
     logs: Logs,
@@ -92,10 +94,10 @@ struct World {
 }
 
 /// An attempt that runs.
-struct Attempt {
-    handle: TaskHandle,
+pub(super) struct Attempt {
+    pub(super) handle: TaskHandle,
     events: UnboundedReceiver<TaskEvent>,
-    timings: DeployTimings,
+    pub(super) timings: DeployTimings,
 }
 
 fn deployment(counter: u64, restore: Option<CheckpointId>) -> Deployment {
@@ -128,9 +130,13 @@ fn deployment(counter: u64, restore: Option<CheckpointId>) -> Deployment {
 
 impl World {
     fn new(module: Module, keeps_images: bool) -> Self {
+        let store = Store::open("memory://").expect("a store in memory");
+        Self::over(store, module, keeps_images)
+    }
+
+    pub(super) fn over(store: Store, module: Module, keeps_images: bool) -> Self {
         let runtime = Runtime::new().expect("a runtime");
         let directory = tempfile::tempdir().expect("a directory");
-        let store = Store::open("memory://").expect("a store in memory");
         let options = ImagesOptions {
             directory: directory.path().to_owned(),
             max_bytes: if keeps_images { 1 << 30 } else { 0 },
@@ -144,6 +150,7 @@ impl World {
         Self {
             survivors: Survivors::new(runtime.handle().clone()),
             images: images.expect("a thread"),
+            peers: Peers::none(),
             runtime,
             store,
             module,
@@ -152,7 +159,7 @@ impl World {
         }
     }
 
-    fn start(
+    pub(super) fn start(
         &self,
         counter: u64,
         image: Option<Restorable>,
@@ -197,7 +204,7 @@ impl World {
         }
     }
 
-    fn next(&self, events: &mut UnboundedReceiver<TaskEvent>) -> TaskEvent {
+    pub(super) fn next(&self, events: &mut UnboundedReceiver<TaskEvent>) -> TaskEvent {
         let next = async { tokio::time::timeout(FOREVER, events.recv()).await };
         self.runtime
             .block_on(next)
@@ -206,7 +213,7 @@ impl World {
     }
 
     /// Has the guest polled once more, all attempts together for the `polls`th time.
-    fn poke(&self, attempt: &Attempt, polls: usize) {
+    pub(super) fn poke(&self, attempt: &Attempt, polls: usize) {
         let request = SplitRequest {
             job: JOB,
             attempt: AttemptId::new(Epoch(1), 1),
@@ -220,7 +227,7 @@ impl World {
     }
 
     /// Waits until the guest has been polled as often.
-    fn polled(&self, polls: usize) {
+    pub(super) fn polled(&self, polls: usize) {
         let began = Instant::now();
         loop {
             let lines = self.logs.fetch(JOB, Some(TASK), 0, 1000);
@@ -233,7 +240,11 @@ impl World {
     }
 
     /// Has a checkpoint stored.
-    fn checkpoint(&self, attempt: &mut Attempt, counter: u64) -> (CheckpointId, ObjectRef) {
+    pub(super) fn checkpoint(
+        &self,
+        attempt: &mut Attempt,
+        counter: u64,
+    ) -> (CheckpointId, ObjectRef) {
         let checkpoint = CheckpointId::new(Epoch(1), counter);
         let word = CheckpointWord::Announce { then_pause: false };
         attempt
@@ -245,7 +256,7 @@ impl World {
         }
     }
 
-    fn complete(&self, attempt: &mut Attempt, checkpoint: CheckpointId) {
+    pub(super) fn complete(&self, attempt: &mut Attempt, checkpoint: CheckpointId) {
         let word = TaskCommand::Checkpoint(checkpoint, CheckpointWord::Complete);
         attempt.handle.tell(word);
         match self.next(&mut attempt.events) {
@@ -261,21 +272,31 @@ impl World {
     }
 
     /// What attempt `counter` goes on from.
-    fn restorable(
+    fn restorable(&mut self, counter: u64, checkpoint: &(CheckpointId, ObjectRef)) -> Restorable {
+        self.restorable_at(counter, checkpoint, Vec::new())
+    }
+
+    /// The same, where others are said to have the image too.
+    pub(super) fn restorable_at(
         &mut self,
         counter: u64,
         (checkpoint, manifest): &(CheckpointId, ObjectRef),
+        warm_at: Vec<String>,
     ) -> Restorable {
         let survivor = self.survivors.take(JOB, TASK);
         let task = TaskDeployment {
             task: TASK,
             image: Some(manifest.clone()),
-            warm_at: Vec::new(),
+            warm_at,
         };
         let deployment = deployment(counter, Some(*checkpoint));
-        let sources = (&self.store, &self.images, self.runtime.handle());
-        let image = image_of(
-            sources,
+        let sources = ImageSources {
+            store: &self.store,
+            images: &self.images,
+            peers: &self.peers,
+            runtime: self.runtime.handle(),
+        };
+        let image = sources.image_of(
             unbounded_channel().0,
             &deployment,
             &task,
@@ -287,7 +308,19 @@ impl World {
     }
 
     /// Checks that what is restored is what was stored.
-    fn assert_is(&self, image: Restorable, manifest: &ObjectRef) {
+    pub(super) fn assert_is(&self, image: Restorable, manifest: &ObjectRef) {
+        let restored = self.restored(image);
+        let stored = self.store.read_image(JOB, TASK, manifest);
+        let (stored, _) = self.runtime.block_on(stored).expect("stored");
+        assert!(restored.memory == stored.memory, "the memory");
+        assert_eq!(
+            (restored.globals, restored.tables),
+            (stored.globals, stored.tables)
+        );
+    }
+
+    /// What an image has become once its memory is full.
+    pub(super) fn restored(&self, image: Restorable) -> Image {
         let log = Logs::new(10).task(JOB, TASK, AttemptId::new(Epoch(1), 9));
         let outputs = Outputs::new(Vec::new(), log);
         let restored = image.restore(&self.module, InstanceLimits::default(), outputs);
@@ -296,14 +329,7 @@ impl World {
             assert_eq!(filling.error, None);
             std::thread::yield_now();
         }
-        let restored = instance.capture().expect("it is between two calls");
-        let stored = self.store.read_image(JOB, TASK, manifest);
-        let (stored, _) = self.runtime.block_on(stored).expect("stored");
-        assert!(restored.memory == stored.memory, "the memory");
-        assert_eq!(
-            (restored.globals, restored.tables),
-            (stored.globals, stored.tables)
-        );
+        instance.capture().expect("it is between two calls")
     }
 }
 
