@@ -1,6 +1,9 @@
 //! What a JobManager that stands by does about the leader's process: it keeps a liveness connection to it, and when the
 //! kernel closes that, the process has ended and its leadership is ended with it, instead of with its session some seconds
 //! later. A leader that is only silent is none of its business: that is what the session is for.
+//!
+//! A reset is what such an end may look like, and also what is left of a network that kept the two apart for a while; so
+//! the leader's machine is asked first whether anybody still listens there.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -9,7 +12,7 @@ use std::time::{Duration, Instant};
 use tidemill_coordination::{KnownLeader, Registry};
 use tidemill_protocol::control::{Command, FromLeader, ToLeader};
 use tidemill_protocol::record::JobManagerRecord;
-use tidemill_transport::{Endpoint, LivenessLoss, connect_liveness};
+use tidemill_transport::{Endpoint, LivenessLoss, LivenessProbe, connect_liveness, probe_liveness};
 use tracing::{debug, info, warn};
 
 use crate::error_chain;
@@ -44,8 +47,8 @@ async fn watch(
     };
     loop {
         match follow(endpoint, me, &leader.record).await {
-            Ok(LivenessLoss::Ended { .. }) => break,
-            Ok(loss) => debug!(leader = leader.record.id, "{loss}"),
+            Ok((loss, port)) if is_the_end(&loss, port).await => break,
+            Ok((loss, _)) => info!(leader = leader.record.id, "{loss}: nothing follows from it"),
             Err(reason) => debug!(
                 leader = leader.record.id,
                 "its process is not watched: {reason}"
@@ -66,12 +69,21 @@ async fn watch(
     std::future::pending().await
 }
 
-/// Opens a liveness connection to the leader's process, and waits until it is lost.
+/// Whether the loss of a liveness connection means that the process behind this port has ended.
+async fn is_the_end(loss: &LivenessLoss, port: SocketAddr) -> bool {
+    match loss {
+        LivenessLoss::Ended { .. } => true,
+        LivenessLoss::Reset { .. } => probe_liveness(port).await == LivenessProbe::Gone,
+        LivenessLoss::Broken { .. } | LivenessLoss::Garbage { .. } => false,
+    }
+}
+
+/// Opens a liveness connection to the leader's process, and waits until it is lost. Says how, and where it was.
 async fn follow(
     endpoint: &Endpoint,
     me: &JobManagerRecord,
     leader: &JobManagerRecord,
-) -> Result<LivenessLoss, String> {
+) -> Result<(LivenessLoss, SocketAddr), String> {
     let address = endpoint.resolve(&leader.control_address).await;
     let address = address.map_err(|error| error_chain(&error))?;
     let control = endpoint.connect_control(address).await;
@@ -97,5 +109,33 @@ async fn follow(
     let mut liveness = liveness.map_err(|error| error_chain(&error))?;
     // The rest is up to the kernels.
     handle.close("watched by the liveness connection");
-    Ok(liveness.lost().await)
+    Ok((liveness.lost().await, port))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io;
+
+    use tidemill_transport::LivenessListener;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn after_a_reset_only_a_process_that_nobody_finds_any_more_has_ended() {
+        let loopback = SocketAddr::from(([127, 0, 0, 1], 0));
+        let listener = LivenessListener::bind(loopback).expect("a free port");
+        let peer = listener.local_address();
+        let broken = LivenessLoss::Broken {
+            peer,
+            source: io::ErrorKind::TimedOut.into(),
+        };
+        assert!(!is_the_end(&broken, peer).await);
+        assert!(is_the_end(&LivenessLoss::Ended { peer }, peer).await);
+        let reset = LivenessLoss::Reset { peer };
+        assert!(!is_the_end(&reset, peer).await, "it lives");
+        drop(listener);
+        // The listener's task lets go of its port when it is scheduled next.
+        while probe_liveness(peer).await != LivenessProbe::Gone {}
+        assert!(is_the_end(&reset, peer).await);
+    }
 }

@@ -58,7 +58,7 @@ pub use data::{
 pub use endpoint::{BindError, Endpoint, Incoming, ResolveError};
 pub use liveness::{
     LIVENESS_TOKEN_BYTES, Liveness, LivenessBindError, LivenessError, LivenessListener,
-    LivenessLoss, LivenessTicket, LivenessToken, connect_liveness,
+    LivenessLoss, LivenessProbe, LivenessTicket, LivenessToken, connect_liveness, probe_liveness,
 };
 pub use loss::{ConnectError, ConnectionLoss, Peer};
 pub use options::TransportOptions;

@@ -44,12 +44,30 @@ pub struct Liveness {
     peer: SocketAddr,
 }
 
+/// Who answers at a liveness port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LivenessProbe {
+    /// Somebody listens: the process lives, or one has been started in its place.
+    Listens,
+    /// The machine says that nobody does: the process has ended.
+    Gone,
+    /// Nothing is known.
+    Silent,
+}
+
 /// How a liveness connection ended. Whichever it is, the peer is lost.
 #[derive(Debug, thiserror::Error)]
 pub enum LivenessLoss {
     /// The other process has ended, or closed the connection.
     #[error("the process at {peer} has ended")]
     Ended {
+        /// The other end.
+        peer: SocketAddr,
+    },
+    /// It was reset: the other process ended before it had read everything, or the network kept the two apart for so long
+    /// that the other kernel had given the connection up. [`probe_liveness`] tells which.
+    #[error("the liveness connection with {peer} was reset")]
+    Reset {
         /// The other end.
         peer: SocketAddr,
     },
@@ -163,9 +181,8 @@ impl Liveness {
         match self.stream.read(&mut [0; 1]).await {
             Ok(0) => LivenessLoss::Ended { peer },
             Ok(_) => LivenessLoss::Garbage { peer },
-            // What a process with unread data leaves behind when it ends.
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
-                LivenessLoss::Ended { peer }
+                LivenessLoss::Reset { peer }
             }
             Err(source) => LivenessLoss::Broken { peer, source },
         }
@@ -274,6 +291,27 @@ pub async fn connect_liveness(
     within(CONNECT_TIMEOUT, exchange)
         .await
         .ok_or_else(timed_out)?
+}
+
+/// Asks a machine whether a process still listens at its liveness port; the answer comes within about a second.
+///
+/// A kernel closes the sockets of a process that ends one after the other, so that the port may accept for a moment more:
+/// it is asked again a few times.
+pub async fn probe_liveness(address: SocketAddr) -> LivenessProbe {
+    const TIMEOUT: Duration = Duration::from_millis(600);
+    const ASKED: u32 = 3;
+    const PAUSE: Duration = Duration::from_millis(100);
+    for asked in 1..=ASKED {
+        match within(TIMEOUT, TcpStream::connect(address)).await {
+            Some(Ok(_)) if asked == ASKED => return LivenessProbe::Listens,
+            Some(Ok(_)) => tokio::time::sleep(PAUSE).await,
+            Some(Err(error)) if error.kind() == io::ErrorKind::ConnectionRefused => {
+                return LivenessProbe::Gone;
+            }
+            Some(Err(_)) | None => return LivenessProbe::Silent,
+        }
+    }
+    LivenessProbe::Silent
 }
 
 async fn serve(listener: TcpListener, expected: Arc<Expected>) {

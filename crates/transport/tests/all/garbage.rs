@@ -5,9 +5,12 @@ use std::time::Duration;
 
 use rand::{Rng, SeedableRng};
 use tidemill_protocol::control::{Report, ToLeader};
-use tidemill_transport::{Credentials, LivenessError, LivenessListener, connect_liveness};
+use tidemill_transport::{
+    Credentials, LIVENESS_TOKEN_BYTES, LivenessError, LivenessListener, LivenessLoss,
+    LivenessProbe, connect_liveness, probe_liveness,
+};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
-use tokio::net::TcpStream;
+use tokio::net::{TcpListener, TcpStream};
 
 use crate::proxy::Proxy;
 use crate::{control_pair, endpoint, loopback, soon};
@@ -172,4 +175,30 @@ async fn data_on_a_liveness_connection_ends_it() {
         matches!(loss, tidemill_transport::LivenessLoss::Garbage { .. }),
         "{loss}"
     );
+}
+
+#[tokio::test]
+async fn a_connection_that_is_reset_says_so_and_a_probe_tells_whether_the_process_lives() {
+    let listener = TcpListener::bind(loopback()).await.expect("a port");
+    let address = listener.local_addr().expect("bound");
+    let peer = async {
+        let (mut stream, _) = listener.accept().await.expect("accepted");
+        let mut token = [0; LIVENESS_TOKEN_BYTES];
+        stream.read_exact(&mut token).await.expect("shown");
+        stream.write_all(&[1]).await.expect("answered");
+        stream
+    };
+    let connecting = connect_liveness(address, [7; LIVENESS_TOKEN_BYTES]);
+    let (liveness, stream) = soon("the connection", async { tokio::join!(connecting, peer) }).await;
+    let mut liveness = liveness.expect("accepted");
+    // What is not read when a socket is closed makes its kernel answer with a reset.
+    socket2::SockRef::from(&stream)
+        .set_linger(Some(Duration::ZERO))
+        .expect("a socket");
+    drop(stream);
+    let loss = soon("the loss", liveness.lost()).await;
+    assert!(matches!(loss, LivenessLoss::Reset { .. }), "{loss}");
+    assert_eq!(probe_liveness(address).await, LivenessProbe::Listens);
+    drop(listener);
+    assert_eq!(probe_liveness(address).await, LivenessProbe::Gone);
 }
