@@ -107,6 +107,7 @@ async fn import(
         path: from.to_owned(),
         reason,
     };
+    check_pointer(hands, from).await.map_err(refused)?;
     let metadata = hands.store.checkpoint_at(from).await;
     let metadata = metadata.map_err(|error| refused(error_chain(&error)))?;
     fits(&metadata, module, checked).map_err(refused)?;
@@ -120,6 +121,42 @@ async fn import(
     Ok(CheckpointPointers {
         completed: vec![pointer],
     })
+}
+
+/// A savepoint ends with its own hash; that of a checkpoint is in its pointer alone, which also says that it was ever
+/// complete. Where the registry knows nothing of the job, as when it was another cluster's, the manifests' hashes have to do.
+async fn check_pointer(hands: &Hands, from: &str) -> Result<(), String> {
+    let named = hands.store.checkpoint_named(from);
+    let Some((job, checkpoint)) = named.map_err(|error| error_chain(&error))? else {
+        return Ok(());
+    };
+    let pointers = hands.registry.pointers(job).await;
+    let pointers = pointers.map_err(|error| {
+        let reason = error_chain(&error);
+        format!("its pointer in the registry, which has its hash, cannot be read: {reason}")
+    })?;
+    let completed = pointers.completed;
+    if let Some(pointer) = completed.iter().find(|one| one.checkpoint == checkpoint) {
+        let metadata = hands.store.read_metadata(&pointer.metadata).await;
+        return metadata.map(drop).map_err(|error| error_chain(&error));
+    }
+    let records = hands.registry.jobs().await;
+    let records = records.map_err(|error| error_chain(&error))?;
+    let mut records = records.iter().flatten();
+    if completed.is_empty() && !records.any(|record| record.id == job) {
+        return Ok(());
+    }
+    let kept: Vec<String> = completed
+        .iter()
+        .map(|one| one.checkpoint.to_string())
+        .collect();
+    let kept = match kept.is_empty() {
+        true => "none of its checkpoints is kept".to_owned(),
+        false => format!("it keeps {}", kept.join(", ")),
+    };
+    Err(format!(
+        "checkpoint {checkpoint} of job {job} was never completed, or is not kept any more: {kept}"
+    ))
 }
 
 /// Whether a checkpoint is one of this job's: of its module, its graph and its tasks.

@@ -5,6 +5,7 @@ use std::time::Instant;
 use bytes::Bytes;
 use tidemill_abi::{DescribeResponse, JobGraph, Stage, StageInput};
 use tidemill_protocol::control::Command;
+use tidemill_protocol::manifest::CheckpointMetadata;
 
 use super::*;
 
@@ -154,4 +155,71 @@ async fn a_task_manager_that_leaves_is_shown_so() {
     while outbox.recv().await.expect("it leads").command != Command::Drained {}
     let nodes = bench.cluster.nodes().await.expect("it leads");
     assert_eq!(nodes[0].status, NodeStatus::Draining);
+}
+
+/// Metadata of a checkpoint that holds nothing, as it is stored.
+async fn empty_checkpoint(store: &Store, checkpoint: CheckpointId) -> CheckpointPointer {
+    let metadata = CheckpointMetadata {
+        job: JOB,
+        checkpoint,
+        module: ModuleHash([0; 32]),
+        job_graph_hash: 0,
+        tasks: Vec::new(),
+    };
+    CheckpointPointer {
+        checkpoint,
+        metadata: store.write_metadata(&metadata).await.expect("it has room"),
+    }
+}
+
+#[tokio::test]
+async fn a_kept_checkpoint_is_begun_from_only_as_its_pointer_says_that_it_is() {
+    let id = |counter| CheckpointId::new(Epoch(1), counter);
+    let store = Store::open("memory://").expect("memory is there");
+    let (whole, mut other) = (
+        empty_checkpoint(&store, id(2)).await,
+        empty_checkpoint(&store, id(3)).await,
+    );
+    empty_checkpoint(&store, id(4)).await;
+    other.metadata.hash[0] ^= 1;
+    let (registry, directory) = with_record(JobRecord {
+        state: JobState::Cancelled,
+        ..lost_job()
+    })
+    .await;
+    let before = registry.embedded.lead(&record(9)).await;
+    let before = before.expect("nobody leads");
+    let completed = vec![whole, other];
+    let pointers = CheckpointPointers { completed };
+    let written = registry.embedded.put_pointers(&before, JOB, &pointers);
+    written.await.expect("a leader may write");
+    registry.embedded.resign(&before).await.expect("it leads");
+
+    let mut bench = Bench::start_with(registry, directory, store.clone());
+    bench.until(Role::Leader, Some(3)).await;
+    let refused = async |checkpoint: &str| {
+        let options = SubmitOptions {
+            from: Some(format!("checkpoints/{checkpoint}")),
+            ..options(OTHER)
+        };
+        match bench.cluster.submit(module(), options).await {
+            Err(SubmitError::From { reason, .. }) => reason,
+            outcome => panic!("it is refused: {outcome:?}"),
+        }
+    };
+    let whole = refused(&format!("{JOB}/1-2")).await;
+    assert!(
+        whole.contains("of module"),
+        "all but the module is right: {whole}"
+    );
+    let damaged = refused(&format!("{JOB}/1-3")).await;
+    assert!(damaged.contains("damaged"), "{damaged}");
+    let never = refused(&format!("{JOB}/1-4")).await;
+    assert!(
+        never.contains("never completed") && never.contains("1.2, 1.3"),
+        "{never}"
+    );
+    let nobody = JobId([0x0f; 16]);
+    let nothing = refused(&format!("{nobody}/1-1")).await;
+    assert!(nothing.contains("there is no savepoint"), "{nothing}");
 }
