@@ -257,8 +257,11 @@ impl Watch {
                 _ if result == 0 => return Ok(()),
                 Ok(copied) if copied > 0 => at += copied,
                 _ if copy.copied == -i64::from(libc::EEXIST) => at += CAPTURE_PAGE_BYTES,
-                // Nothing is placed while the process is being copied or its mappings change.
-                _ if copy.copied == -i64::from(libc::EAGAIN) => {}
+                // The page's table was being replaced, as when the kernel makes a huge page of its neighbours: that is
+                // over soon, and another thread's to end. (The other cause cannot be: `mmap_changing` is set from a
+                // fork, an unmapping or a move until this descriptor has been read, for those alone who ask for such
+                // events, and `open` asks for none.)
+                _ if copy.copied == -i64::from(libc::EAGAIN) => std::thread::yield_now(),
                 _ => return check("UFFDIO_COPY", result),
             }
         }

@@ -10,3 +10,4 @@ mod limits;
 mod refusals;
 mod restore;
 mod support;
+mod trapped;
