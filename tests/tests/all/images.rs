@@ -2,9 +2,10 @@
 
 use anyhow::{Context, ensure};
 use serde_json::Value;
+use tidemill_object_server::ObjectServer;
 use tidemill_tests::{Cluster, ClusterOptions};
 
-use crate::common::{REACTION_LIMIT, StateOptions, Stateful};
+use crate::common::{JOB_LIMIT, REACTION_LIMIT, StateOptions, Stateful};
 
 /// So many tasks were restored from this source in the job's last recovery.
 fn restored(detail: &Value, source: &str) -> anyhow::Result<u64> {
@@ -79,5 +80,84 @@ fn a_lost_task_goes_on_where_its_image_stands_by() -> anyhow::Result<()> {
         "the lost table was kept on another TaskManager: {}",
         detail["recoveries"]
     );
+    cluster.shut_down()
+}
+
+/// A TaskManager whose tasks' images are all kept warm, of the last checkpoint, and not by `other`.
+fn kept_elsewhere(detail: &Value, other: &str) -> Option<String> {
+    let tasks = detail["tasks_detail"].as_array()?;
+    let is_kept = |task: &&Value| {
+        let standby = &task["standby"];
+        let last = &detail["last_checkpoint"];
+        standby["task_manager"] != other && last.is_string() && standby["checkpoint"] == *last
+    };
+    let hosts = tasks
+        .iter()
+        .filter_map(|task| task["task_manager"].as_str());
+    let mut kept = hosts.filter(|host| {
+        let mut on_it = tasks.iter().filter(|task| task["task_manager"] == **host);
+        on_it.all(|task| is_kept(&task))
+    });
+    kept.next().map(str::to_owned)
+}
+
+#[test]
+fn a_lost_task_reads_its_image_from_another_taskmanager_that_has_no_room_for_it()
+-> anyhow::Result<()> {
+    let server = ObjectServer::start()?;
+    let options = ClusterOptions {
+        task_managers: 4,
+        slots: 1,
+        environment: server.environment(),
+        ..ClusterOptions::default()
+    };
+    // Long enough that what is kept warm is of the last checkpoint for most of the time.
+    let options = options
+        .set("cluster.checkpoint_store_url", server.url("cluster"))
+        .set("checkpoints.interval_ms", 2000)
+        .set("recovery.standby", true);
+    let mut cluster = Cluster::start(options)?;
+    // One is away until the slots of the others are taken.
+    let newcomer = cluster.taskmanagers()[3].name().to_owned();
+    cluster.taskmanagers()[3].kill()?;
+    cluster.wait_for_registration()?;
+    let tables = StateOptions {
+        name: "rows",
+        mib: 16,
+        tasks: 2,
+        seconds: 20,
+        has_exchange: true,
+        more: &[],
+    };
+    let state = Stateful::submit(&cluster, &tables)?;
+    state.job.wait_until(&mut cluster, "running", JOB_LIMIT)?;
+    let filler = StateOptions {
+        name: "filler",
+        mib: 1,
+        tasks: 1,
+        ..tables
+    };
+    let filler = Stateful::submit(&cluster, &filler)?;
+    filler.job.wait_until(&mut cluster, "running", JOB_LIMIT)?;
+    cluster.restart_taskmanagers()?;
+    let lost = cluster.wait_for("warm images", REACTION_LIMIT, |_| {
+        Ok(kept_elsewhere(&state.job.detail()?, &newcomer))
+    })?;
+    let lost = cluster
+        .taskmanagers()
+        .iter_mut()
+        .find(|it| it.name() == lost);
+    lost.context("tasks run on TaskManagers")?.kill()?;
+
+    let detail = state.finish(&mut cluster)?;
+    ensure!(
+        restored(&detail, "peer")? > 0 && restored(&detail, "store")? == 0,
+        "the lost table came from the TaskManager that kept it warm: {}",
+        detail["recoveries"]
+    );
+    let output = cluster.run(&["info".to_owned(), state.job.id().to_owned()])?;
+    let printed = String::from_utf8_lossy(&output.stdout);
+    ensure!(printed.contains("another TaskManager"), "{printed}");
+    filler.finish(&mut cluster)?;
     cluster.shut_down()
 }
