@@ -3,7 +3,7 @@
 
 mod common;
 
-use common::{ATTEMPT, CHECKPOINT, JOB, TASK};
+use common::{ATTEMPT, CHECKPOINT, JOB, TASK, hex, object, segment, unhex};
 use tidemill_protocol::codec::{decode, encode};
 use tidemill_protocol::image::GlobalValue;
 use tidemill_protocol::manifest::{
@@ -11,11 +11,6 @@ use tidemill_protocol::manifest::{
 };
 use tidemill_protocol::{CheckpointId, Epoch, Image, ModuleHash};
 use tidemill_storage::Store;
-
-/// One block, 65,536 times the letter `t`, as LZ4 has it: a literal, one long match and five literals.
-fn segment() -> Vec<u8> {
-    unhex(&format!("1f740100{}e660747474747474", "ff".repeat(256)))
-}
 
 const MANIFEST: &str = "\
     4d4602000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a010403110080800c01077365676d656e748c02ce7bb8ff35\
@@ -26,25 +21,6 @@ const METADATA: &str = "\
     434d01000a0a0a0a0a0a0a0a0a0a0a0a0a0a0a0a03114d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d\
     4d4d4d4d4d4d4d4d4d4def9bafcdf8acd191010101040205086d616e6966657374d9024d4d4d4d4d4d4d4d4d\
     4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d4d01";
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
-}
-
-fn object(key: &str, bytes: &[u8]) -> ObjectRef {
-    ObjectRef {
-        key: key.into(),
-        len: bytes.len() as u64,
-        hash: *blake3::hash(bytes).as_bytes(),
-    }
-}
 
 fn manifest() -> Manifest {
     let segment = segment();

@@ -7,12 +7,12 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::Path;
 
-use common::{ATTEMPT, CHECKPOINT, JOB, TASK, all_files, files};
+use common::{ATTEMPT, CHECKPOINT, JOB, TASK, all_files, files, hex, record, segment, unhex};
 use tidemill_protocol::image::GlobalValue;
 use tidemill_protocol::manifest::{
-    BlockRef, CheckpointMetadata, Manifest, ObjectRef, Savepoint, TaskImageRef,
+    BlockRef, CheckpointMetadata, Manifest, Savepoint, TaskImageRef,
 };
-use tidemill_protocol::record::{JobOptions, JobRecord, JobState, RestartStrategy};
+use tidemill_protocol::record::JobRecord;
 use tidemill_protocol::{CheckpointId, Epoch, Image, JobId, TaskId, codec};
 use tidemill_storage::{SavepointOf, Store, keys};
 
@@ -20,22 +20,6 @@ use tidemill_storage::{SavepointOf, Store, keys};
 const GOLDEN: &str = include_str!("fixtures/savepoint-1.txt");
 
 const NATIVE: TaskId = TaskId::new(2, 0);
-
-fn hex(bytes: &[u8]) -> String {
-    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
-}
-
-fn unhex(text: &str) -> Vec<u8> {
-    (0..text.len())
-        .step_by(2)
-        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
-        .collect()
-}
-
-/// 65,536 times the letter `t`, as LZ4 has it. Written down, since another compressor's bytes are as good.
-fn segment() -> Vec<u8> {
-    unhex(&format!("1f740100{}e660747474747474", "ff".repeat(256)))
-}
 
 fn images() -> BTreeMap<TaskId, Image> {
     let mut memory = vec![0; 3 * 65_536];
@@ -108,34 +92,6 @@ async fn checkpoint(store: &Store) -> (JobRecord, CheckpointMetadata) {
         tasks,
     };
     (record(&metadata, graph), metadata)
-}
-
-fn record(metadata: &CheckpointMetadata, graph: ObjectRef) -> JobRecord {
-    JobRecord {
-        id: JOB,
-        name: "totals".into(),
-        module: metadata.module,
-        graph,
-        graph_hash: metadata.job_graph_hash,
-        parameters: BTreeMap::from([("input".into(), "clicks".into())]),
-        options: JobOptions {
-            parallelism: 2,
-            max_parallelism: 128,
-            checkpoint_interval_ms: 1000,
-            checkpoint_timeout_ms: 60_000,
-            tolerable_failed_checkpoints: 0,
-            retained_checkpoints: 1,
-            aligned_checkpoint_timeout_ms: 0,
-            retain_on_cancel: false,
-            standby: false,
-            restart: RestartStrategy::None,
-        },
-        submitted_at_ms: 1,
-        state: JobState::Active,
-        restarts: 0,
-        began_from: None,
-        ended_at_ms: None,
-    }
 }
 
 /// The lines of the savepoint in this directory. The release that wrote it is left out.

@@ -8,11 +8,11 @@ use std::fs::{self, File};
 use std::os::unix::fs::symlink;
 use std::path::Path;
 
-use common::{ATTEMPT, CHECKPOINT, JOB, TASK, files, id_of, image, write_full};
+use common::{ATTEMPT, CHECKPOINT, JOB, TASK, files, id_of, image, object, write_full};
 use tempfile::TempDir;
 use tidemill_protocol::codec;
 use tidemill_protocol::manifest::{
-    BlockRef, CheckpointMetadata, Manifest, ObjectRef, Savepoint, TaskImageRef,
+    BlockRef, CheckpointMetadata, Manifest, Savepoint, TaskImageRef,
 };
 use tidemill_protocol::{CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 use tidemill_storage::{SavepointError, Store, keys};
@@ -20,14 +20,6 @@ use tidemill_storage::{SavepointError, Store, keys};
 const NEW_JOB: JobId = JobId([0x0c; 16]);
 const FIRST: CheckpointId = CheckpointId::new(Epoch(9), 0);
 const MODULE: &[u8] = b"\0asm module";
-
-fn object(key: &str, bytes: &[u8]) -> ObjectRef {
-    ObjectRef {
-        key: key.into(),
-        len: bytes.len() as u64,
-        hash: *blake3::hash(bytes).as_bytes(),
-    }
-}
 
 /// The directory of a savepoint, to be made by hand.
 struct Forged {

@@ -8,11 +8,13 @@ use std::path::Path;
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, SystemTime};
 
-use common::{ATTEMPT, BLOCK, JOB, TASK, all_files, files, id_of, image, noise, write_full};
+use common::{
+    ATTEMPT, BLOCK, JOB, TASK, all_files, files, id_of, image, noise, record, write_full,
+};
 use tidemill_object_server::{Fault, ObjectServer};
 use tidemill_protocol::image::{PAGE_BYTES, PageRun, StoredCapture};
 use tidemill_protocol::manifest::{CheckpointMetadata, Savepoint, TaskImageRef};
-use tidemill_protocol::record::{JobOptions, JobRecord, JobState, RestartStrategy};
+use tidemill_protocol::record::JobRecord;
 use tidemill_protocol::{CheckpointId, Epoch, Image, JobId, TaskId};
 use tidemill_storage::{CaptureId, ReadError, SavepointError, SavepointOf, Store, keys};
 
@@ -81,20 +83,7 @@ impl Job {
             job_graph_hash: 0x77,
             tasks: tasks.into(),
         };
-        let record = JobRecord {
-            id: JOB,
-            name: "totals".into(),
-            module,
-            graph,
-            graph_hash: 0x77,
-            parameters: BTreeMap::from([("input".into(), "clicks".into())]),
-            options: options(),
-            submitted_at_ms: 1,
-            state: JobState::Active,
-            restarts: 0,
-            began_from: None,
-            ended_at_ms: None,
-        };
+        let record = record(&metadata, graph);
         Self {
             record,
             metadata,
@@ -130,21 +119,6 @@ impl Job {
             let read = store.read_image(NEW_JOB, task.task, &task.manifest).await;
             assert!(read.unwrap().0 == self.images[&task.task], "{}", task.task);
         }
-    }
-}
-
-fn options() -> JobOptions {
-    JobOptions {
-        parallelism: 2,
-        max_parallelism: 128,
-        checkpoint_interval_ms: 1000,
-        checkpoint_timeout_ms: 60_000,
-        tolerable_failed_checkpoints: 0,
-        retained_checkpoints: 1,
-        aligned_checkpoint_timeout_ms: 0,
-        retain_on_cancel: false,
-        standby: false,
-        restart: RestartStrategy::None,
     }
 }
 
@@ -223,6 +197,26 @@ fn common_stores() -> [(Option<tempfile::TempDir>, Store); 2] {
         (Some(directory), store),
         (None, Store::open("memory://").unwrap()),
     ]
+}
+
+#[tokio::test]
+async fn savepoints_are_worked_on_by_whatever_thread_is_free() {
+    let (_directory, store) = files();
+    let job = Job::with_a_checkpoint(&store).await;
+    let work = async move {
+        let name = "savepoints/a";
+        job.write(&store, name).await;
+        store.import_savepoint(name, NEW_JOB, FIRST).await.unwrap();
+        store.list_savepoints("savepoints").await.unwrap();
+        store.verify_savepoint(name).await.unwrap();
+        store.delete_savepoint(name).await.unwrap();
+        let since = SystemTime::now();
+        store
+            .delete_incomplete_savepoints("", since)
+            .await
+            .unwrap_err();
+    };
+    tokio::spawn(work).await.unwrap();
 }
 
 #[tokio::test]

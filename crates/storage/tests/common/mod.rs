@@ -4,12 +4,14 @@
     reason = "each test binary compiles this module and uses a part of it"
 )]
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use tempfile::TempDir;
 use tidemill_protocol::image::{GlobalValue, PAGE_BYTES, StoredCapture};
 use tidemill_protocol::manifest::{BLOCK_PAGES_MAX, CheckpointMetadata, ObjectRef, TaskImageRef};
+use tidemill_protocol::record::{JobOptions, JobRecord, JobState, RestartStrategy};
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, Image, JobId, ModuleHash, TaskId};
 use tidemill_storage::{CaptureId, ImageChain, ReadError, Store, WriteError, WrittenImage};
 
@@ -136,4 +138,59 @@ pub(crate) async fn publish(
         }],
     };
     store.write_metadata(&metadata).await.unwrap()
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}
+
+pub(crate) fn unhex(text: &str) -> Vec<u8> {
+    (0..text.len())
+        .step_by(2)
+        .map(|at| u8::from_str_radix(&text[at..at + 2], 16).unwrap())
+        .collect()
+}
+
+/// What names these bytes.
+pub(crate) fn object(key: &str, bytes: &[u8]) -> ObjectRef {
+    ObjectRef {
+        key: key.into(),
+        len: bytes.len() as u64,
+        hash: *blake3::hash(bytes).as_bytes(),
+    }
+}
+
+/// One block, 65,536 times the letter `t`, as LZ4 has it: a literal, one long match and five literals. Written down,
+/// since another compressor's bytes are as good.
+pub(crate) fn segment() -> Vec<u8> {
+    unhex(&format!("1f740100{}e660747474747474", "ff".repeat(256)))
+}
+
+/// The record of [`JOB`].
+pub(crate) fn record(metadata: &CheckpointMetadata, graph: ObjectRef) -> JobRecord {
+    JobRecord {
+        id: JOB,
+        name: "totals".into(),
+        module: metadata.module,
+        graph,
+        graph_hash: metadata.job_graph_hash,
+        parameters: BTreeMap::from([("input".into(), "clicks".into())]),
+        options: JobOptions {
+            parallelism: 2,
+            max_parallelism: 128,
+            checkpoint_interval_ms: 1000,
+            checkpoint_timeout_ms: 60_000,
+            tolerable_failed_checkpoints: 0,
+            retained_checkpoints: 1,
+            aligned_checkpoint_timeout_ms: 0,
+            retain_on_cancel: false,
+            standby: false,
+            restart: RestartStrategy::None,
+        },
+        submitted_at_ms: 1,
+        state: JobState::Active,
+        restarts: 0,
+        began_from: None,
+        ended_at_ms: None,
+    }
 }
