@@ -66,6 +66,12 @@ fn take(
 ) -> Result<Exit, Failure> {
     let client = session.client()?;
     let job = client.resolve(job)?;
+    // From before it is asked for: there is no moment at which Ctrl-C would leave nobody with the request's id.
+    let runtime = runtime()?;
+    let interrupts = match waiting.detach {
+        true => None,
+        false => Some(interrupts(&runtime)?),
+    };
     let (id, first) = match &waiting.request {
         Some(id) => (id.clone(), client.savepoint_status(&job.id, id)),
         None => {
@@ -74,10 +80,9 @@ fn take(
             (id, Ok(asked))
         }
     };
-    if waiting.detach {
+    let Some(interrupts) = interrupts else {
         return announce(session, &first?);
-    }
-    let runtime = runtime()?;
+    };
     let mut following = Following {
         session,
         // This waits by itself, and shows it.
@@ -89,7 +94,7 @@ fn take(
         stop,
     };
     let ended = match first {
-        Ok(first) => following.until_end(first, &interrupts(&runtime)?),
+        Ok(first) => following.until_end(first, &interrupts),
         Err(failure) => following.told(failure),
     };
     following.progress.finish();

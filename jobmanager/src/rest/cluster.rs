@@ -2,12 +2,11 @@
 
 use axum::Json;
 use axum::extract::State;
-use axum::http::Uri;
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
 use super::problem::Refusal;
-use super::query::Pairs;
+use super::query::NoOptions;
 use super::{Api, Problem};
 use crate::views::{HealthView, JobManagerView, NodeView};
 
@@ -34,8 +33,7 @@ pub struct JobManagerList {
         (status = 503, description = "There is no leader now", body = Problem),
     )
 )]
-pub(super) async fn nodes(State(api): State<Api>, uri: Uri) -> Result<Json<NodeList>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
+pub(super) async fn nodes(State(api): State<Api>, _: NoOptions) -> Result<Json<NodeList>, Refusal> {
     let nodes = api.cluster.nodes().await?;
     Ok(Json(NodeList { nodes }))
 }
@@ -51,9 +49,8 @@ pub(super) async fn nodes(State(api): State<Api>, uri: Uri) -> Result<Json<NodeL
 )]
 pub(super) async fn job_managers(
     State(api): State<Api>,
-    uri: Uri,
+    _: NoOptions,
 ) -> Result<Json<JobManagerList>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
     let jobmanagers = api.cluster.job_managers().await?;
     Ok(Json(JobManagerList { jobmanagers }))
 }

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use axum::Json;
 use axum::body::Bytes;
 use axum::extract::rejection::BytesRejection;
-use axum::extract::{FromRequest, Path, Request, State};
+use axum::extract::{FromRequest, FromRequestParts, Path, Request, State};
+use axum::http::request::Parts;
 use axum::http::{HeaderMap, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
@@ -13,7 +14,7 @@ use tidemill_protocol::{CheckpointId, JobId, TaskId};
 use utoipa::ToSchema;
 
 use super::problem::Refusal;
-use super::query::Pairs;
+use super::query::{NoOptions, Pairs};
 use super::savepoints::check_path;
 use super::{Api, Problem};
 use crate::views::{
@@ -39,6 +40,19 @@ pub struct JobList {
 pub struct CancelAccepted {
     /// Which job.
     pub id: String,
+}
+
+/// The job that the address of the request names, which need not be known.
+pub(super) struct JobAt(pub(super) JobId);
+
+impl<S: Send + Sync> FromRequestParts<S> for JobAt {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let job = Path::<String>::from_request_parts(parts, state).await;
+        let Path(job) = job.map_err(|error| Refusal::bad_request("bad-job-id", error))?;
+        Ok(Self(job_id(&job)?))
+    }
 }
 
 /// Submits a job: the body is the module that `tidemill build` made. The job runs on when this answers.
@@ -224,8 +238,7 @@ fn parameters(pairs: &mut Pairs) -> Result<BTreeMap<String, String>, Refusal> {
     get, path = "/v1/jobs", tag = "jobs",
     responses((status = 200, body = JobList), (status = 503, body = Problem))
 )]
-pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<JobList>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
+pub(super) async fn list(State(api): State<Api>, _: NoOptions) -> Result<Json<JobList>, Refusal> {
     let jobs = api.cluster.jobs().await?;
     Ok(Json(JobList { jobs }))
 }
@@ -238,11 +251,10 @@ pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<JobLis
 )]
 pub(super) async fn info(
     State(api): State<Api>,
-    Path(job): Path<String>,
-    uri: Uri,
+    JobAt(job): JobAt,
+    _: NoOptions,
 ) -> Result<Json<JobDetail>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
-    Ok(Json(api.cluster.job(job_id(&job)?).await?))
+    Ok(Json(api.cluster.job(job).await?))
 }
 
 /// Asks for a job's end, which comes soon after. Repeating it does no harm.
@@ -258,16 +270,12 @@ pub(super) async fn info(
 )]
 pub(super) async fn cancel(
     State(api): State<Api>,
-    Path(job): Path<String>,
-    uri: Uri,
+    JobAt(job): JobAt,
+    _: NoOptions,
 ) -> Result<(StatusCode, Json<CancelAccepted>), Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
-    let id = job_id(&job)?;
-    api.cluster.cancel(id).await?;
-    Ok((
-        StatusCode::ACCEPTED,
-        Json(CancelAccepted { id: id.to_string() }),
-    ))
+    api.cluster.cancel(job).await?;
+    let id = job.to_string();
+    Ok((StatusCode::ACCEPTED, Json(CancelAccepted { id })))
 }
 
 /// A job's checkpoints.
@@ -278,11 +286,10 @@ pub(super) async fn cancel(
 )]
 pub(super) async fn checkpoints(
     State(api): State<Api>,
-    Path(job): Path<String>,
-    uri: Uri,
+    JobAt(job): JobAt,
+    _: NoOptions,
 ) -> Result<Json<CheckpointsView>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
-    Ok(Json(api.cluster.checkpoints(job_id(&job)?).await?))
+    Ok(Json(api.cluster.checkpoints(job).await?))
 }
 
 /// One of a job's last checkpoints, task by task.
@@ -297,9 +304,8 @@ pub(super) async fn checkpoints(
 pub(super) async fn checkpoint(
     State(api): State<Api>,
     Path((job, checkpoint)): Path<(String, String)>,
-    uri: Uri,
+    _: NoOptions,
 ) -> Result<Json<CheckpointDetail>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
     let job = job_id(&job)?;
     let checkpoint: CheckpointId = checkpoint.parse().map_err(|error| {
         Refusal::bad_request("bad-checkpoint-id", error)
@@ -321,11 +327,9 @@ pub(super) async fn checkpoint(
 )]
 pub(super) async fn logs(
     State(api): State<Api>,
-    Path(job): Path<String>,
-    uri: Uri,
+    JobAt(job): JobAt,
+    mut pairs: Pairs,
 ) -> Result<Json<LogPage>, Refusal> {
-    let job = job_id(&job)?;
-    let mut pairs = Pairs::of(&uri)?;
     let task: Option<TaskId> = pairs.parsed("task", "of the form stage/subtask, such as 1/0")?;
     let after = pairs.text("after")?;
     let limit = pairs

@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 use std::str::FromStr;
 
-use axum::extract::Query;
+use axum::extract::{FromRequestParts, Query};
 use axum::http::Uri;
+use axum::http::request::Parts;
 use tidemill_config::nearest;
 
 use super::problem::Refusal;
@@ -13,6 +14,26 @@ use super::problem::Refusal;
 /// The pairs of a query, taken out one by one.
 pub(super) struct Pairs {
     by_key: BTreeMap<String, Vec<String>>,
+}
+
+/// The query of a path that takes no options: it is empty.
+pub(super) struct NoOptions;
+
+impl<S: Sync> FromRequestParts<S> for Pairs {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        Self::of(&parts.uri)
+    }
+}
+
+impl<S: Sync> FromRequestParts<S> for NoOptions {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refusal> {
+        Pairs::of(&parts.uri)?.finish(&[])?;
+        Ok(Self)
+    }
 }
 
 impl Pairs {

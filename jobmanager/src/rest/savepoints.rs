@@ -2,15 +2,16 @@
 //! path in the store or its URL, as one segment of the address (`%2F` for each slash).
 
 use axum::Json;
-use axum::extract::{Path, State};
-use axum::http::{StatusCode, Uri, header};
+use axum::extract::{FromRequestParts, Path, State};
+use axum::http::request::Parts;
+use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use serde::{Deserialize, Serialize};
 use utoipa::ToSchema;
 
-use super::jobs::job_id;
+use super::jobs::{JobAt, job_id};
 use super::problem::Refusal;
-use super::query::Pairs;
+use super::query::{NoOptions, Pairs};
 use super::{Api, Problem};
 use crate::handle::SavepointRequestId;
 use crate::views::{SavepointRequestView, SavepointView, UnusableSavepointView};
@@ -35,6 +36,20 @@ pub struct SavepointDeleted {
     pub path: String,
 }
 
+/// Where a stored savepoint is, by the address of the request.
+pub(super) struct StoredAt(String);
+
+impl<S: Send + Sync> FromRequestParts<S> for StoredAt {
+    type Rejection = Refusal;
+
+    async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refusal> {
+        let path = Path::<String>::from_request_parts(parts, state).await;
+        let Path(path) = path.map_err(|error| Refusal::bad_request("bad-path", error))?;
+        check_path(&path)?;
+        Ok(Self(path))
+    }
+}
+
 /// Asks for a savepoint, and with `stop` for the job's end once it is written. What becomes of it is asked for with the
 /// request's id, at `Location`. Asking again with the same id changes nothing.
 #[utoipa::path(
@@ -55,11 +70,9 @@ pub struct SavepointDeleted {
 )]
 pub(super) async fn trigger(
     State(api): State<Api>,
-    Path(job): Path<String>,
-    uri: Uri,
+    JobAt(job): JobAt,
+    mut pairs: Pairs,
 ) -> Result<Response, Refusal> {
-    let job = job_id(&job)?;
-    let mut pairs = Pairs::of(&uri)?;
     let id = pairs.parsed("id", "32 hexadecimal digits")?;
     let directory = pairs.text("directory")?;
     let stop = pairs.parsed("stop", "true or false")?.unwrap_or(false);
@@ -93,9 +106,8 @@ pub(super) async fn trigger(
 pub(super) async fn status(
     State(api): State<Api>,
     Path((job, request)): Path<(String, String)>,
-    uri: Uri,
+    _: NoOptions,
 ) -> Result<Json<SavepointRequestView>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
     let job = job_id(&job)?;
     let id: SavepointRequestId = request
         .parse()
@@ -109,8 +121,10 @@ pub(super) async fn status(
     get, path = "/v1/savepoints", tag = "savepoints",
     responses((status = 200, body = SavepointList), (status = 503, body = Problem))
 )]
-pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<SavepointList>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
+pub(super) async fn list(
+    State(api): State<Api>,
+    _: NoOptions,
+) -> Result<Json<SavepointList>, Refusal> {
     let listing = api.cluster.savepoints().await?;
     let (savepoints, unusable) = (listing.savepoints, listing.unusable);
     Ok(Json(SavepointList {
@@ -132,11 +146,9 @@ pub(super) async fn list(State(api): State<Api>, uri: Uri) -> Result<Json<Savepo
 )]
 pub(super) async fn show(
     State(api): State<Api>,
-    Path(path): Path<String>,
-    uri: Uri,
+    StoredAt(path): StoredAt,
+    _: NoOptions,
 ) -> Result<Json<SavepointView>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
-    check_path(&path)?;
     Ok(Json(api.cluster.savepoint(path).await?.into()))
 }
 
@@ -153,11 +165,9 @@ pub(super) async fn show(
 )]
 pub(super) async fn verify(
     State(api): State<Api>,
-    Path(path): Path<String>,
-    uri: Uri,
+    StoredAt(path): StoredAt,
+    _: NoOptions,
 ) -> Result<Json<SavepointView>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
-    check_path(&path)?;
     Ok(Json(api.cluster.verify_savepoint(path).await?.into()))
 }
 
@@ -174,11 +184,9 @@ pub(super) async fn verify(
 )]
 pub(super) async fn delete(
     State(api): State<Api>,
-    Path(path): Path<String>,
-    uri: Uri,
+    StoredAt(path): StoredAt,
+    _: NoOptions,
 ) -> Result<Json<SavepointDeleted>, Refusal> {
-    Pairs::of(&uri)?.finish(&[])?;
-    check_path(&path)?;
     api.cluster.delete_savepoint(path.clone()).await?;
     Ok(Json(SavepointDeleted { path }))
 }
