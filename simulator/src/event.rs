@@ -9,6 +9,7 @@ use tidemill_protocol::JobId;
 use crate::faults::Fault;
 use crate::images::Chain;
 use crate::node::Node;
+use crate::savepoints::{Copying, Question};
 use crate::store::{StoreAnswer, StoreRequest};
 use crate::task::{Frame, TaskImage, TaskKey};
 use crate::user::Answer;
@@ -83,6 +84,12 @@ pub(crate) enum Event {
         job: JobId,
         key: String,
     },
+    /// A savepoint's next object is copied, if the process that copies still lives.
+    StoreCopies {
+        node: Node,
+        life: u64,
+        copying: Box<Copying>,
+    },
     /// A user does what comes next.
     User { user: usize, turn: u64 },
     /// A user hears something.
@@ -133,6 +140,13 @@ pub(crate) enum Input {
     Submit { user: usize, turn: u64, job: JobId },
     /// A user asks for a job's end.
     Cancel { user: usize, turn: u64, job: JobId },
+    /// A user asks about savepoints.
+    Ask {
+        user: usize,
+        turn: u64,
+        job: JobId,
+        question: Question,
+    },
     /// The link to the leader has waited long enough.
     LinkTimer { turn: u64 },
     /// A frame arrives for a task.

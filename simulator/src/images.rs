@@ -25,6 +25,9 @@ pub(crate) type Page = u32;
 /// What is in pages.
 pub(crate) type Pages = BTreeMap<Page, u32>;
 
+/// The segment that each page is in.
+pub(crate) type Layout = BTreeMap<Page, String>;
+
 /// What later captures of a task build upon.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Chain {
@@ -67,6 +70,31 @@ pub(crate) enum Unreadable {
     PagesLost(Rc<TaskImage>, Chain),
     /// Everything is there, and it is not what was captured.
     Different,
+}
+
+/// Why an object is of no use.
+#[derive(Clone, Debug)]
+pub(crate) enum Unfit {
+    /// It is not there.
+    Missing(String),
+    /// It is damaged.
+    Damaged(String),
+}
+
+impl Manifest {
+    /// One that builds on no other.
+    pub(crate) fn whole(
+        places: Layout,
+        written: BTreeMap<String, usize>,
+        image: Rc<TaskImage>,
+    ) -> Self {
+        Self {
+            base: None,
+            places,
+            written,
+            image,
+        }
+    }
 }
 
 impl Chain {
@@ -132,6 +160,41 @@ impl Store {
     /// Whether an object is there, damaged or not.
     pub(crate) fn has(&self, key: &str) -> bool {
         self.content(key, true).is_some()
+    }
+
+    /// An object, or why it is of no use.
+    fn object(&self, key: &str) -> Result<&Content, Unfit> {
+        self.content(key, true)
+            .ok_or_else(|| Unfit::Missing(key.to_owned()))?;
+        self.content(key, false)
+            .ok_or_else(|| Unfit::Damaged(key.to_owned()))
+    }
+
+    /// The pages of a segment.
+    pub(crate) fn segment(&self, key: &str) -> Result<&Rc<Pages>, Unfit> {
+        match self.object(key)? {
+            Content::Segment(pages) => Ok(pages),
+            _ => Err(Unfit::Damaged(key.to_owned())),
+        }
+    }
+
+    /// An image, and where its pages are.
+    pub(crate) fn layout(&self, newest: &str) -> Result<(Rc<TaskImage>, Layout), Unfit> {
+        let mut layout = Layout::new();
+        let mut image = None;
+        let mut next = Some(newest.to_owned());
+        while let Some(key) = next.take() {
+            let Content::Manifest(manifest) = self.object(&key)? else {
+                return Err(Unfit::Damaged(key));
+            };
+            for (page, segment) in &manifest.places {
+                layout.entry(*page).or_insert_with(|| segment.clone());
+            }
+            image.get_or_insert_with(|| Rc::clone(&manifest.image));
+            next.clone_from(&manifest.base);
+        }
+        let image = image.ok_or_else(|| Unfit::Missing(newest.to_owned()))?;
+        Ok((image, layout))
     }
 
     fn manifest(&self, key: &str, damaged: bool) -> Option<&Manifest> {

@@ -119,6 +119,12 @@ impl World {
             Input::Store { answer } => self.store_answers(node, *answer),
             Input::Submit { user, turn, job } => self.submitted(node, user, turn, job),
             Input::Cancel { user, turn, job } => self.cancel_asked(node, user, turn, job),
+            Input::Ask {
+                user,
+                turn,
+                job,
+                question,
+            } => self.asked(node, (user, turn, job), question),
             Input::Terminate => self.tell_leadership(node, Told::StopRequested),
             _ => {}
         }
@@ -440,6 +446,30 @@ impl World {
                 succeeded,
             } => {
                 self.graph_written(node, user, turn, job, succeeded);
+            }
+            StoreAnswer::Imported {
+                user,
+                turn,
+                job,
+                result,
+            } => self.imported(node, (user, turn, job), result),
+            StoreAnswer::SavepointCopied {
+                epoch,
+                job,
+                id,
+                result,
+            } => self.tell_copied(node, (epoch, job), id, result),
+            StoreAnswer::SavepointDeleted {
+                user,
+                turn,
+                succeeded,
+            } => {
+                let answer = if succeeded {
+                    Answer::Deleted
+                } else {
+                    Answer::Rejected
+                };
+                self.answer_user(user, turn, answer);
             }
             other => self.stored(node, other),
         }

@@ -12,7 +12,7 @@
 //! | object store | slow, failing, writes that happened and answer with an error, damaged objects, clean-ups that list first and delete later |
 //! | processes | killed, frozen and continued (timers and sockets then in any order), asked to end, started again; clocks up to 2 % wrong |
 //! | jobs | sources with positions, an exchange by key or forward channels, counts by key, transactional sinks; back-pressure, alignment, images; user code that fails |
-//! | users | submissions repeated under one id, redirections, cancellations |
+//! | users | submissions repeated under one id, redirections, cancellations; savepoints with and without a stop, jobs that begin from them or from checkpoints that ended jobs left, deletions of both |
 //!
 //! Not modelled: what a guest does inside (watermarks, timers, splits and their enumerator), delta images and the segments
 //! they share, modules that cannot be fetched, log requests, and reports of progress.
@@ -35,6 +35,7 @@ mod perform;
 pub mod random;
 mod registry_client;
 pub mod run;
+mod savepoints;
 pub mod scenario;
 mod script;
 mod store;

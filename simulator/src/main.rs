@@ -178,7 +178,7 @@ fn print_totals(totals: &Counts) {
         totals.deployments
     );
     println!(
-        "  {} sessions lost, {} writes fenced, {} messages disobeyed, {} replies lost, {} store requests failed, {} objects damaged, {} images kept warm, {} scans for orphans",
+        "  {} sessions lost, {} writes fenced, {} messages disobeyed, {} replies lost, {} store requests failed, {} objects damaged, {} images kept warm, {} scans for orphans, {} savepoints, {} jobs begun from them or from kept checkpoints",
         totals.sessions_lost,
         totals.fenced,
         totals.disobeyed,
@@ -186,7 +186,9 @@ fn print_totals(totals: &Counts) {
         totals.store_failures,
         totals.damaged,
         totals.warm_images,
-        totals.orphan_scans
+        totals.orphan_scans,
+        totals.savepoints,
+        totals.begun_from
     );
     let faults: Vec<String> = totals
         .faults

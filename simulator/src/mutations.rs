@@ -4,7 +4,7 @@
 pub use tidemill_core::mutation::{Mutation, set};
 
 /// Every mutation is found within this many seeds.
-pub const SEEDS_MAX: u64 = 1_500;
+pub const SEEDS_MAX: u64 = 6_000;
 
 /// The first seed that shows the mutation that is set, of so many.
 #[must_use]

@@ -65,6 +65,8 @@ pub struct JobOptions {
     pub checkpoint_interval_us: u64,
     /// How often a job is cancelled some time after it was acknowledged.
     pub cancelled_per_mille: u32,
+    /// How often a user takes a savepoint of one that is not.
+    pub saved_per_mille: u32,
     /// How often a job's restarts are limited.
     pub limited_restarts_per_mille: u32,
     /// How often a job's sinks are so slow that channels fill and barriers come late.
@@ -141,6 +143,7 @@ impl Options {
                 records_max: 2_000,
                 checkpoint_interval_us: SECOND,
                 cancelled_per_mille: 0,
+                saved_per_mille: 0,
                 limited_restarts_per_mille: 0,
                 slow_sinks_per_mille: 0,
             },
@@ -171,6 +174,7 @@ impl Options {
             records_max: 600,
             checkpoint_interval_us: random.between(300, 3_000) * MILLISECOND,
             cancelled_per_mille: if random.chance(400) { 300 } else { 0 },
+            saved_per_mille: if random.chance(400) { 600 } else { 0 },
             limited_restarts_per_mille: if random.chance(150) { 300 } else { 0 },
             slow_sinks_per_mille: if random.chance(400) { 700 } else { 0 },
         };

@@ -129,6 +129,12 @@ impl World {
                 let purpose = Purpose::ClearPointers { epoch, job };
                 self.ask(node, Operation::PutPointers(epoch, job, kept), purpose);
             }
+            Action::WriteSavepoint {
+                id,
+                directory,
+                metadata,
+                ..
+            } => self.write_savepoint(node, id, directory, metadata),
             Action::ForgetJob { job } => {
                 self.ask(
                     node,
@@ -221,7 +227,7 @@ impl World {
         self.ask_store(node, StoreRequest::WriteGraph { user, turn, job });
     }
 
-    fn redirect(&mut self, node: Node, user: usize, turn: u64) {
+    pub(crate) fn redirect(&mut self, node: Node, user: usize, turn: u64) {
         let leader = self.zookeeper.clients[node.0]
             .seen
             .leader
@@ -251,11 +257,44 @@ impl World {
             // It was carried out when it was sent before, to this leader or an earlier one.
             return self.answer_user(user, turn, Answer::Stored(job));
         }
+        let epoch = leader.epoch();
+        match self.users.origin(job) {
+            None => self.submit(node, user, turn, job, CheckpointPointers::default()),
+            Some(origin) => {
+                let request = StoreRequest::Import {
+                    user,
+                    turn,
+                    job,
+                    epoch,
+                    origin,
+                };
+                self.ask_store(node, request);
+            }
+        }
+    }
+
+    /// All that a submission needs is stored: the leader hears of it.
+    pub(crate) fn submit(
+        &mut self,
+        node: Node,
+        user: usize,
+        turn: u64,
+        job: JobId,
+        pointers: CheckpointPointers,
+    ) {
+        let Some(leader) = &self.job_managers[node.0].leader else {
+            return self.redirect(node, user, turn);
+        };
+        if leader.job(job).is_some() {
+            return self.answer_user(user, turn, Answer::Stored(job));
+        }
         let is_being_stored = leader.submissions().any(|(record, _)| record.id == job);
         let Some(spec) = self.users.spec(job) else {
             return;
         };
-        let record = spec.record(job, self.now_us / MILLISECOND);
+        let mut record = spec.record(job, self.now_us / MILLISECOND);
+        let began = !pointers.completed.is_empty();
+        record.began_from = began.then(|| "a savepoint".to_owned());
         self.job_managers[node.0]
             .submitters
             .entry(job)
@@ -269,7 +308,7 @@ impl World {
             leader::Event::JobSubmitted {
                 record: Box::new(record),
                 graph: spec.graph(),
-                pointers: CheckpointPointers::default(),
+                pointers,
             },
         );
     }

@@ -8,6 +8,7 @@ use tidemill_protocol::{AttemptId, JobId, TaskId};
 use crate::connection::HowEnded;
 use crate::node::Node;
 use crate::time::SECOND;
+use crate::user::Plan;
 use crate::workload::JobSpec;
 use crate::world::{Failure, World};
 
@@ -59,7 +60,7 @@ impl World {
     /// A user submits a job, and every task of it runs.
     pub(crate) fn running_job(&mut self, spec: JobSpec) -> JobId {
         self.until_connected();
-        self.add_user(spec, 0, None);
+        self.add_user(spec, 0, Plan::RunsOn);
         self.until("the user was told that the job is stored", |world| {
             world.users.are_content()
         });

@@ -4,6 +4,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use tidemill_core::job::SavepointRequestId;
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId};
@@ -11,6 +12,7 @@ use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId};
 use crate::event::{Event, Input, Preparation};
 use crate::images::{Manifest, Pages, Unreadable, Upload};
 use crate::node::{Node, ProcessState, STORE};
+use crate::savepoints::{Origin, Refusal, Savepoint};
 use crate::task::TaskKey;
 use crate::time::{MILLISECOND, SECOND};
 use crate::world::World;
@@ -51,6 +53,19 @@ pub(crate) enum StoreRequest {
     },
     ReadGraphs {
         epoch: Epoch,
+    },
+    /// Makes what a submitted job begins from its first checkpoint.
+    Import {
+        user: usize,
+        turn: u64,
+        job: JobId,
+        epoch: Epoch,
+        origin: Origin,
+    },
+    DeleteSavepoint {
+        user: usize,
+        turn: u64,
+        directory: String,
     },
     CleanUp {
         job: JobId,
@@ -102,6 +117,23 @@ pub(crate) enum StoreAnswer {
         epoch: Epoch,
         succeeded: bool,
     },
+    Imported {
+        user: usize,
+        turn: u64,
+        job: JobId,
+        result: Result<CheckpointPointer, Refusal>,
+    },
+    SavepointCopied {
+        epoch: Epoch,
+        job: JobId,
+        id: SavepointRequestId,
+        result: Result<u64, String>,
+    },
+    SavepointDeleted {
+        user: usize,
+        turn: u64,
+        succeeded: bool,
+    },
     CleanedUp {
         job: JobId,
     },
@@ -127,6 +159,8 @@ struct Object {
 #[derive(Debug, Default)]
 pub(crate) struct Store {
     pub(crate) is_away: bool,
+    /// The savepoints that are complete, by their directories.
+    pub(crate) savepoints: BTreeMap<String, Savepoint>,
     objects: BTreeMap<String, Object>,
 }
 
@@ -134,9 +168,9 @@ fn prefix(job: JobId) -> String {
     format!("{:05}/", short(job))
 }
 
-fn image_key(of: TaskKey, checkpoint: CheckpointId) -> String {
-    let TaskKey { job, task, attempt } = of;
-    format!("{}{checkpoint}/{task}/{attempt}", prefix(job))
+fn image_name(of: TaskKey, checkpoint: CheckpointId) -> String {
+    let TaskKey { task, attempt, .. } = of;
+    format!("{checkpoint}/{task}/{attempt}")
 }
 
 fn reference(key: String) -> ObjectRef {
@@ -313,6 +347,19 @@ impl World {
                 epoch,
                 succeeded: false,
             },
+            StoreRequest::Import {
+                user, turn, job, ..
+            } => StoreAnswer::Imported {
+                user,
+                turn,
+                job,
+                result: Err(Refusal::Unavailable),
+            },
+            StoreRequest::DeleteSavepoint { user, turn, .. } => StoreAnswer::SavepointDeleted {
+                user,
+                turn,
+                succeeded: false,
+            },
             StoreRequest::CleanUp { job, .. } | StoreRequest::DeleteOrphans { job, .. } => {
                 StoreAnswer::CleanedUp { job }
             }
@@ -332,10 +379,10 @@ impl World {
                 finished,
                 manifest,
             } => {
-                let key = format!("{}.manifest", image_key(task, checkpoint));
+                let name = format!("{}.manifest", image_name(task, checkpoint));
                 let content = Content::Manifest(manifest);
                 let by = Some(task.attempt);
-                let manifest = Some(self.keep(key, task.job, checkpoint, by, content));
+                let manifest = Some(self.keep(task.job, checkpoint, by, &name, content));
                 StoreAnswer::ManifestWritten {
                     task,
                     checkpoint,
@@ -348,9 +395,9 @@ impl World {
             }
             StoreRequest::WriteMetadata { epoch, metadata } => {
                 let (job, checkpoint) = (metadata.job, metadata.checkpoint);
-                let key = format!("{}{}/metadata", prefix(job), checkpoint);
-                let object =
-                    Some(self.keep(key, job, checkpoint, None, Content::Metadata(metadata)));
+                let name = format!("{checkpoint}/metadata");
+                let content = Content::Metadata(metadata);
+                let object = Some(self.keep(job, checkpoint, None, &name, content));
                 StoreAnswer::MetadataWritten {
                     epoch,
                     job,
@@ -381,6 +428,30 @@ impl World {
                 epoch,
                 succeeded: true,
             },
+            StoreRequest::Import {
+                user,
+                turn,
+                job,
+                epoch,
+                origin,
+            } => StoreAnswer::Imported {
+                user,
+                turn,
+                job,
+                result: self.import(job, epoch, &origin),
+            },
+            StoreRequest::DeleteSavepoint {
+                user,
+                turn,
+                directory,
+            } => {
+                self.store.savepoints.remove(&directory);
+                StoreAnswer::SavepointDeleted {
+                    user,
+                    turn,
+                    succeeded: true,
+                }
+            }
             StoreRequest::CleanUp {
                 job,
                 retained,
@@ -407,10 +478,10 @@ impl World {
 
     fn keep_segment(&mut self, upload: Upload) -> StoreAnswer {
         let (task, checkpoint) = (upload.task, upload.checkpoint);
-        let key = format!("{}.segment", image_key(task, checkpoint));
+        let name = format!("{}.segment", image_name(task, checkpoint));
         let content = Content::Segment(Rc::clone(&upload.pages));
         let by = Some(task.attempt);
-        let segment = Some(self.keep(key, task.job, checkpoint, by, content).key);
+        let segment = Some(self.keep(task.job, checkpoint, by, &name, content).key);
         StoreAnswer::SegmentWritten { segment, upload }
     }
 
@@ -462,14 +533,16 @@ impl World {
         StoreAnswer::CleanedUp { job }
     }
 
-    fn keep(
+    /// Stores an object of a job under this name.
+    pub(crate) fn keep(
         &mut self,
-        key: String,
         job: JobId,
         checkpoint: CheckpointId,
         by: Option<AttemptId>,
+        name: &str,
         content: Content,
     ) -> ObjectRef {
+        let key = format!("{}{name}", prefix(job));
         let rate = u64::from(self.options.store.damaged_per_ten_thousand);
         let damaged = rate > 0 && self.random.below(10_000) < rate;
         if damaged {
@@ -511,6 +584,8 @@ fn name(request: &StoreRequest) -> &'static str {
         StoreRequest::ReadMetadata { .. } => "read metadata",
         StoreRequest::WriteGraph { .. } => "write a graph",
         StoreRequest::ReadGraphs { .. } => "read graphs",
+        StoreRequest::Import { .. } => "import",
+        StoreRequest::DeleteSavepoint { .. } => "delete a savepoint",
         StoreRequest::CleanUp { .. } => "clean up",
         StoreRequest::DeleteOrphans { .. } => "delete orphans",
     }

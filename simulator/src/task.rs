@@ -11,7 +11,7 @@ use tidemill_protocol::control::{
     CaptureStats, CheckpointAcknowledgement, DeployTimings, TaskState, ToLeader,
 };
 use tidemill_protocol::manifest::ObjectRef;
-use tidemill_protocol::{AttemptId, ChannelId, CheckpointId, ExecutionGraph, JobId, TaskId};
+use tidemill_protocol::{AttemptId, ChannelId, CheckpointId, Epoch, ExecutionGraph, JobId, TaskId};
 
 use crate::event::{Event, Input};
 use crate::images::{Chain, Page, Pages};
@@ -155,9 +155,10 @@ impl World {
             task.captured.clone_from(&image.counts);
             task.chain = chain;
         }
-        if let Some(checkpoint) = task.restore {
-            // It is published, so what it prepared is committed, by this attempt if no earlier one came to it.
-            self.commit(&mut task, checkpoint);
+        if task.restore.is_some() {
+            // It is published, so what it prepared is committed, by this attempt if no earlier one came to it. The numbers
+            // of its checkpoints say nothing here: they may be another job's.
+            self.commit(&mut task, CheckpointId::new(Epoch(u64::MAX), u64::MAX));
         }
         let ended = (0..)
             .zip(&task.inputs)

@@ -157,7 +157,8 @@ impl World {
             Input::Wake { .. }
             | Input::Registry { .. }
             | Input::Submit { .. }
-            | Input::Cancel { .. } => {}
+            | Input::Cancel { .. }
+            | Input::Ask { .. } => {}
         }
     }
 

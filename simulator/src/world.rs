@@ -19,7 +19,7 @@ use crate::random::Random;
 use crate::store::Store;
 use crate::task_manager::TaskManager;
 use crate::time::{Clock, SECOND};
-use crate::user::Users;
+use crate::user::{Plan, Users};
 use crate::workload::JobSpec;
 use crate::zookeeper::ZooKeeper;
 
@@ -88,6 +88,10 @@ pub struct Counts {
     pub warm_images: u64,
     /// Scans of the store for what running jobs have in it for nothing.
     pub orphan_scans: u64,
+    /// Savepoints that were written.
+    pub savepoints: u64,
+    /// Jobs that began from a savepoint, or from what another one left.
+    pub begun_from: u64,
 }
 
 impl Counts {
@@ -113,6 +117,8 @@ impl Counts {
         self.damaged += other.damaged;
         self.warm_images += other.warm_images;
         self.orphan_scans += other.orphan_scans;
+        self.savepoints += other.savepoints;
+        self.begun_from += other.begun_from;
     }
 }
 
@@ -219,11 +225,10 @@ impl World {
     /// Users and faults as the options say.
     pub fn populate(&mut self) {
         for _ in 0..self.options.jobs.count {
-            let spec = JobSpec::draw(&self.options, &mut self.random);
+            let mut spec = JobSpec::draw(&self.options, &mut self.random);
             let after_us = self.random.between(1, 15) * SECOND;
-            let cancelled = self.random.chance(self.options.jobs.cancelled_per_mille);
-            let cancels_after_us = cancelled.then(|| self.random.between(0, 20) * SECOND);
-            self.add_user(spec, after_us, cancels_after_us);
+            let plan = Plan::draw(self.options.jobs, &mut spec.options, &mut self.random);
+            self.add_user(spec, after_us, plan);
         }
         self.schedule(self.options.faults_from_us, Event::Fault);
     }
@@ -318,6 +323,11 @@ impl World {
                 job,
                 key,
             } => self.store_deletes(node, life, job, &key),
+            Event::StoreCopies {
+                node,
+                life,
+                copying,
+            } => self.store_copies(node, life, *copying),
             Event::User { user, turn } => self.user_acts(user, turn),
             Event::UserHears { user, turn, answer } => self.user_hears(user, turn, answer),
             Event::Fault => self.inject(),

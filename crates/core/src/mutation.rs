@@ -20,6 +20,7 @@
 //! | [`Mutation::RecordedFramesLost`] | what was recorded of channels is not brought back with the image | it comes first on its channels |
 //! | [`Mutation::RetainedNotSpared`] | a clean-up spares all but the oldest retained checkpoint | whatever a retained one names stays |
 //! | [`Mutation::LiveAttemptsSwept`] | what running attempts stored for checkpoints that were given up is deleted | their next captures build on it |
+//! | [`Mutation::CopiedNotPinned`] | a checkpoint is deleted while it is copied to a savepoint | it is pinned meanwhile |
 
 #[cfg(feature = "mutations")]
 use core::sync::atomic::{AtomicU8, Ordering};
@@ -60,11 +61,13 @@ pub enum Mutation {
     RetainedNotSpared,
     /// What running attempts stored for checkpoints that were given up is deleted.
     LiveAttemptsSwept,
+    /// A checkpoint is deleted while it is copied to a savepoint.
+    CopiedNotPinned,
 }
 
 impl Mutation {
     /// Every one.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 17] = [
         Self::OldEpochObeyed,
         Self::OldAttemptDeployed,
         Self::DeadlineIgnored,
@@ -81,6 +84,7 @@ impl Mutation {
         Self::RecordedFramesLost,
         Self::RetainedNotSpared,
         Self::LiveAttemptsSwept,
+        Self::CopiedNotPinned,
     ];
 }
 

@@ -2,6 +2,7 @@
 //! pointer leads to them. Restores go back to the last published one.
 
 use std::collections::BTreeSet;
+use std::rc::Rc;
 
 use tidemill_core::graph::regions;
 use tidemill_protocol::control::Deployment;
@@ -150,8 +151,12 @@ impl Facts {
                     part.task
                 ));
             }
-            self.covered
-                .extend(image.pending.iter().map(|transaction| transaction.id));
+            for transaction in &image.pending {
+                let records = &transaction.records;
+                self.covered
+                    .entry(transaction.id)
+                    .or_insert_with(|| (pointer.checkpoint, Rc::clone(records)));
+            }
             // A later leader may find an older attempt whole, and nothing committed by the one that was to replace it.
             let deployed = self
                 .deployed
@@ -162,6 +167,10 @@ impl Facts {
                     "holds task {} of attempt {}, and its leader has deployed {newer} since",
                     part.task, part.attempt
                 ));
+            }
+            if pointer.checkpoint.counter == 0 {
+                // It is what the job begins from: another job's attempt has captured it.
+                continue;
             }
             let before = self.captured_by.insert(part.task, part.attempt);
             // Where the last checkpoint is lost, an older attempt that still runs does no worse than going back further.

@@ -45,14 +45,17 @@ impl Checkers {
                 ));
             }
         }
+        let visible = std::mem::take(&mut self.visible);
         let facts = self.facts(record.id);
-        match &record.state {
-            JobState::Finished => facts.check_complete(number),
+        let judged = match &record.state {
+            JobState::Finished => facts.check_complete(number, &visible),
             JobState::Cancelled | JobState::Cancelling if !facts.cancel_asked => Err(format!(
                 "job {number} is cancelled, and nobody asked for it"
             )),
             JobState::Failed { reason } => {
                 let may = facts.excused || facts.spec.as_ref().is_some_and(|spec| spec.may_fail());
+                // What it was to begin from had not become its own when its leader was lost.
+                let may = may || facts.began && facts.published.is_empty();
                 if may {
                     Ok(())
                 } else {
@@ -60,7 +63,9 @@ impl Checkers {
                 }
             }
             _ => Ok(()),
-        }
+        };
+        self.visible = visible;
+        judged
     }
 
     /// The registry holds nothing of a job any more.
@@ -69,7 +74,12 @@ impl Checkers {
         let facts = self.facts(job);
         facts.pointers.clear();
         facts.references.clear();
+        let has_not_begun = facts.began && facts.published.is_empty();
         match &facts.state {
+            Some(state) if has_not_begun && !state.is_terminal() => {
+                facts.state = None;
+                Ok(())
+            }
             Some(state) if !state.is_terminal() => {
                 Err(format!("job {} is removed as {state:?}", short(job)))
             }

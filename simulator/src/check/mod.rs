@@ -5,6 +5,7 @@ mod checkpoints;
 mod jobs;
 mod leadership;
 mod output;
+mod savepoints;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
@@ -13,6 +14,7 @@ use tidemill_protocol::record::JobState;
 use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, TaskId};
 
 use crate::node::Node;
+use crate::task::Written;
 use crate::workload::JobSpec;
 
 /// What is known of one job.
@@ -24,6 +26,12 @@ struct Facts {
     /// A user was told that it survives.
     acknowledged: bool,
     cancel_asked: bool,
+    /// A user wishes that it stops with a savepoint.
+    stop_asked: bool,
+    /// Checkpoints of which there is or was a savepoint.
+    saved: BTreeSet<CheckpointId>,
+    /// It begins from what another job left.
+    began: bool,
     /// A user was told that it will be cancelled.
     cancel_acknowledged: bool,
     /// An object of it was damaged: it may go back further, and so repeat output, or fail.
@@ -38,8 +46,8 @@ struct Facts {
     captured_by: BTreeMap<TaskId, AttemptId>,
     /// The attempt of each task that was deployed last.
     deployed: BTreeMap<TaskId, AttemptId>,
-    /// Transactions that a published checkpoint holds.
-    covered: BTreeSet<u64>,
+    /// Transactions that a published checkpoint holds, with the first one that did.
+    covered: BTreeMap<u64, (CheckpointId, Rc<Vec<Written>>)>,
     /// Transactions that were committed.
     committed: BTreeSet<u64>,
     /// Records whose effect is in the output.
@@ -62,6 +70,8 @@ pub(crate) struct Checkers {
     obeyed: BTreeMap<(Node, u64), Epoch>,
     /// The newest attempt of each task that each life of a TaskManager started.
     started: BTreeMap<(Node, u64, JobId, TaskId), AttemptId>,
+    /// Transactions that somebody has made visible.
+    visible: BTreeSet<u64>,
     published: u64,
 }
 

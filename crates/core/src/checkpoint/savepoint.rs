@@ -80,7 +80,8 @@ impl Coordinator {
     /// No pointer is to name these any more. Those that are being copied stay until that is over.
     pub(super) fn let_go(&mut self, dropped: Vec<Retained>) {
         for one in dropped {
-            if self.pins.contains_key(&one.pointer.checkpoint) {
+            let is_copied = self.pins.contains_key(&one.pointer.checkpoint);
+            if is_copied && !mutation::is(Mutation::CopiedNotPinned) {
                 self.pinned.push(one.pointer);
             } else {
                 self.obsolete.push(one.pointer);

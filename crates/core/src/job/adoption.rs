@@ -205,6 +205,10 @@ impl Job {
         let Some(last) = self.coordinator.last().map(|last| last.checkpoint) else {
             return false;
         };
+        if last.counter == 0 {
+            // The job began from it: another job's attempts made it, and every one of its own went back to it.
+            return false;
+        }
         let metadata = self.coordinator.metadata(last);
         let mut parts = metadata.iter().flat_map(|metadata| &metadata.tasks);
         let part = parts.find(|part| part.task == task);

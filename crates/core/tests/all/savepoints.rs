@@ -356,6 +356,23 @@ fn whatever_becomes_of_the_reply_a_job_begins_once_from_its_savepoint() {
 }
 
 #[test]
+fn a_job_is_adopted_though_another_one_s_later_attempt_made_what_it_began_from() {
+    let mut cluster = running();
+    for _ in 0..3 {
+        cluster.one_task(JOB, TaskId::new(0, 0), TaskManager::fail);
+        cluster.seconds(1);
+    }
+    assert!(cluster.attempts(JOB).last() > Some(&attempt(1, 2)));
+    cluster.savepoint(JOB, 1, true);
+    cluster.submit_from(seldom(OTHER), JOB);
+    assert_eq!(cluster.attempts(OTHER), [attempt(1, 1)].into());
+    cluster.restart_jobmanager();
+    cluster.connect_all();
+    assert_eq!(cluster.attempts(OTHER), [attempt(1, 1)].into());
+    assert_eq!(cluster.phase(OTHER), Phase::Running);
+}
+
+#[test]
 fn a_job_whose_beginning_was_lost_with_the_leader_does_not_begin_anew() {
     let mut cluster = running();
     cluster.savepoint(JOB, 1, true);
