@@ -95,7 +95,9 @@ impl Loan {
     fn used(&self) {
         let now = Instant::now();
         let mut read = self.last_read();
-        let first = read.map_or(now, |read| read.first);
+        // A pause ends a use.
+        let going_on = read.filter(|read| now - read.last < USE);
+        let first = going_on.map_or(now, |read| read.first);
         *read = Some(Read { first, last: now });
     }
 
