@@ -5,13 +5,14 @@ use tidemill_core::leadership::Event as Told;
 use tidemill_core::membership::ConnectionId;
 use tidemill_core::{checkpoint, job};
 use tidemill_protocol::control::{Command, FromLeader};
-use tidemill_protocol::record::CheckpointPointers;
+use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers};
 use tidemill_protocol::{CheckpointId, Epoch, JobId};
 
 use crate::connection::Message;
 use crate::event::{Preparation, Side};
 use crate::node::Node;
-use crate::store::{StoreAnswer, StoreRequest};
+use crate::savepoints::SavepointRequest;
+use crate::store::{Scope, StoreAnswer, StoreRequest};
 use crate::time::MILLISECOND;
 use crate::user::Answer;
 use crate::world::World;
@@ -51,6 +52,12 @@ impl World {
                 }
             }
             Action::Note(note) => self.note(node, &note),
+            Action::WriteSavepoint {
+                id,
+                directory,
+                metadata,
+                ..
+            } => self.write_savepoint(node, id, directory, metadata),
             write => self.perform_write(node, epoch, write),
         }
     }
@@ -100,12 +107,7 @@ impl World {
             }
             Action::DeleteCheckpoints { job, retained, .. } => {
                 if let Some(up_to) = retained.iter().map(|pointer| pointer.checkpoint).max() {
-                    let request = StoreRequest::CleanUp {
-                        job,
-                        retained,
-                        up_to,
-                    };
-                    self.clean_up(node, job, request);
+                    self.clean_up(node, job, retained, Scope::UpTo(up_to));
                 }
             }
             Action::DeleteOrphans {
@@ -113,15 +115,7 @@ impl World {
                 retained,
                 over,
                 ended,
-            } => {
-                let request = StoreRequest::DeleteOrphans {
-                    job,
-                    retained,
-                    over,
-                    ended,
-                };
-                self.clean_up(node, job, request);
-            }
+            } => self.clean_up(node, job, retained, Scope::Orphans { over, ended }),
             Action::DeleteJobObjects { job, kept } => {
                 let kept = CheckpointPointers {
                     completed: kept.into_iter().collect(),
@@ -129,12 +123,6 @@ impl World {
                 let purpose = Purpose::ClearPointers { epoch, job };
                 self.ask(node, Operation::PutPointers(epoch, job, kept), purpose);
             }
-            Action::WriteSavepoint {
-                id,
-                directory,
-                metadata,
-                ..
-            } => self.write_savepoint(node, id, directory, metadata),
             Action::ForgetJob { job } => {
                 self.ask(
                     node,
@@ -261,14 +249,14 @@ impl World {
         match self.users.origin(job) {
             None => self.submit(node, user, turn, job, CheckpointPointers::default()),
             Some(origin) => {
-                let request = StoreRequest::Import {
+                let request = SavepointRequest::Import {
                     user,
                     turn,
                     job,
                     epoch,
                     origin,
                 };
-                self.ask_store(node, request);
+                self.ask_store(node, StoreRequest::Savepoint(request));
             }
         }
     }
@@ -384,12 +372,8 @@ impl World {
                     Operation::PutPointers(_, _, kept) => kept.completed,
                     _ => Vec::new(),
                 };
-                let request = StoreRequest::CleanUp {
-                    job,
-                    retained,
-                    up_to: CheckpointId::new(epoch, u64::MAX),
-                };
-                return self.clean_up(node, job, request);
+                let scope = Scope::UpTo(CheckpointId::new(epoch, u64::MAX));
+                return self.clean_up(node, job, retained, scope);
             }
             _ => return,
         };
@@ -397,7 +381,12 @@ impl World {
     }
 
     /// Lets one clean-up of a job follow another.
-    fn clean_up(&mut self, node: Node, job: JobId, request: StoreRequest) {
+    fn clean_up(&mut self, node: Node, job: JobId, retained: Vec<CheckpointPointer>, scope: Scope) {
+        let request = StoreRequest::CleanUp {
+            job,
+            retained,
+            scope,
+        };
         let clean_ups = self.job_managers[node.0].clean_ups.entry(job).or_default();
         clean_ups.push_back(request.clone());
         if clean_ups.len() == 1 {

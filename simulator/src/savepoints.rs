@@ -82,6 +82,45 @@ pub(crate) enum Refusal {
     Lost,
 }
 
+/// What the store is asked about savepoints.
+#[derive(Clone, Debug)]
+pub(crate) enum SavepointRequest {
+    /// Make what a submitted job begins from its first checkpoint.
+    Import {
+        user: usize,
+        turn: u64,
+        job: JobId,
+        epoch: Epoch,
+        origin: Origin,
+    },
+    Delete {
+        user: usize,
+        turn: u64,
+        directory: String,
+    },
+}
+
+impl SavepointRequest {
+    /// The answer when it fails.
+    pub(crate) fn refused(self) -> StoreAnswer {
+        match self {
+            Self::Import {
+                user, turn, job, ..
+            } => StoreAnswer::Imported {
+                user,
+                turn,
+                job,
+                result: Err(Refusal::Unavailable),
+            },
+            Self::Delete { user, turn, .. } => StoreAnswer::SavepointDeleted {
+                user,
+                turn,
+                succeeded: false,
+            },
+        }
+    }
+}
+
 /// What a user asks about savepoints.
 #[derive(Clone, Copy, Debug)]
 pub(crate) enum Question {
@@ -293,8 +332,38 @@ impl World {
         self.after(MILLISECOND, Event::Process { node, life, input });
     }
 
+    /// Carries a request out.
+    pub(crate) fn serve_savepoint(&mut self, request: SavepointRequest) -> StoreAnswer {
+        match request {
+            SavepointRequest::Import {
+                user,
+                turn,
+                job,
+                epoch,
+                origin,
+            } => StoreAnswer::Imported {
+                user,
+                turn,
+                job,
+                result: self.import(job, epoch, &origin),
+            },
+            SavepointRequest::Delete {
+                user,
+                turn,
+                directory,
+            } => {
+                self.store.savepoints.remove(&directory);
+                StoreAnswer::SavepointDeleted {
+                    user,
+                    turn,
+                    succeeded: true,
+                }
+            }
+        }
+    }
+
     /// Makes what a job begins from its own.
-    pub(crate) fn import(
+    fn import(
         &mut self,
         job: JobId,
         epoch: Epoch,
@@ -429,12 +498,12 @@ impl World {
             }
             Question::Delete { id } => {
                 let directory = directory(id);
-                let request = StoreRequest::DeleteSavepoint {
+                let request = SavepointRequest::Delete {
                     user,
                     turn,
                     directory,
                 };
-                return self.ask_store(node, request);
+                return self.ask_store(node, StoreRequest::Savepoint(request));
             }
         };
         self.answer_user(user, turn, answer);

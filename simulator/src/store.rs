@@ -12,7 +12,7 @@ use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId};
 use crate::event::{Event, Input, Preparation};
 use crate::images::{Manifest, Pages, Unreadable, Upload};
 use crate::node::{Node, ProcessState, STORE};
-use crate::savepoints::{Origin, Refusal, Savepoint};
+use crate::savepoints::{Refusal, Savepoint, SavepointRequest};
 use crate::task::TaskKey;
 use crate::time::{MILLISECOND, SECOND};
 use crate::world::World;
@@ -54,29 +54,21 @@ pub(crate) enum StoreRequest {
     ReadGraphs {
         epoch: Epoch,
     },
-    /// Makes what a submitted job begins from its first checkpoint.
-    Import {
-        user: usize,
-        turn: u64,
-        job: JobId,
-        epoch: Epoch,
-        origin: Origin,
-    },
-    DeleteSavepoint {
-        user: usize,
-        turn: u64,
-        directory: String,
-    },
+    Savepoint(SavepointRequest),
     CleanUp {
         job: JobId,
         retained: Vec<CheckpointPointer>,
-        up_to: CheckpointId,
+        scope: Scope,
     },
-    /// Of what no retained checkpoint needs: what is older than the newest of them, and what these attempts, or none,
-    /// wrote up to `over`.
-    DeleteOrphans {
-        job: JobId,
-        retained: Vec<CheckpointPointer>,
+}
+
+/// What may go that no retained checkpoint needs.
+#[derive(Clone, Debug)]
+pub(crate) enum Scope {
+    /// Whatever is no newer.
+    UpTo(CheckpointId),
+    /// What is older than the newest retained checkpoint, and what these attempts, or none, wrote up to `over`.
+    Orphans {
         over: CheckpointId,
         ended: BTreeSet<AttemptId>,
     },
@@ -204,12 +196,15 @@ impl Store {
     }
 
     /// The keys that nothing retained needs and that may go; none when a retained checkpoint cannot be read.
-    fn orphans(
-        &self,
-        job: JobId,
-        retained: &[CheckpointPointer],
-        may_go: impl Fn(&Object) -> bool,
-    ) -> Vec<String> {
+    fn orphans(&self, job: JobId, retained: &[CheckpointPointer], scope: &Scope) -> Vec<String> {
+        let newest = retained.iter().map(|pointer| pointer.checkpoint).max();
+        let may_go = |object: &Object| match scope {
+            Scope::UpTo(up_to) => object.checkpoint <= *up_to,
+            Scope::Orphans { over, ended } => {
+                let abandoned = object.by.is_none_or(|by| ended.contains(&by));
+                Some(object.checkpoint) <= newest || object.checkpoint <= *over && abandoned
+            }
+        };
         let mut needed = BTreeSet::new();
         for pointer in retained {
             let Ok(metadata) = self.read_metadata(&pointer.metadata.key) else {
@@ -347,22 +342,8 @@ impl World {
                 epoch,
                 succeeded: false,
             },
-            StoreRequest::Import {
-                user, turn, job, ..
-            } => StoreAnswer::Imported {
-                user,
-                turn,
-                job,
-                result: Err(Refusal::Unavailable),
-            },
-            StoreRequest::DeleteSavepoint { user, turn, .. } => StoreAnswer::SavepointDeleted {
-                user,
-                turn,
-                succeeded: false,
-            },
-            StoreRequest::CleanUp { job, .. } | StoreRequest::DeleteOrphans { job, .. } => {
-                StoreAnswer::CleanedUp { job }
-            }
+            StoreRequest::Savepoint(request) => request.refused(),
+            StoreRequest::CleanUp { job, .. } => StoreAnswer::CleanedUp { job },
         };
         Input::Store {
             answer: Box::new(answer),
@@ -428,48 +409,12 @@ impl World {
                 epoch,
                 succeeded: true,
             },
-            StoreRequest::Import {
-                user,
-                turn,
-                job,
-                epoch,
-                origin,
-            } => StoreAnswer::Imported {
-                user,
-                turn,
-                job,
-                result: self.import(job, epoch, &origin),
-            },
-            StoreRequest::DeleteSavepoint {
-                user,
-                turn,
-                directory,
-            } => {
-                self.store.savepoints.remove(&directory);
-                StoreAnswer::SavepointDeleted {
-                    user,
-                    turn,
-                    succeeded: true,
-                }
-            }
+            StoreRequest::Savepoint(request) => self.serve_savepoint(request),
             StoreRequest::CleanUp {
                 job,
                 retained,
-                up_to,
-            } => self.clean(node, job, &retained, |object| object.checkpoint <= up_to),
-            StoreRequest::DeleteOrphans {
-                job,
-                retained,
-                over,
-                ended,
-            } => {
-                self.counts.orphan_scans += 1;
-                let newest = retained.iter().map(|pointer| pointer.checkpoint).max();
-                self.clean(node, job, &retained, |object| {
-                    let abandoned = object.by.is_none_or(|by| ended.contains(&by));
-                    Some(object.checkpoint) <= newest || object.checkpoint <= over && abandoned
-                })
-            }
+                scope,
+            } => self.clean(node, job, &retained, &scope),
         };
         Input::Store {
             answer: Box::new(answer),
@@ -513,9 +458,10 @@ impl World {
         node: Node,
         job: JobId,
         retained: &[CheckpointPointer],
-        may_go: impl Fn(&Object) -> bool,
+        scope: &Scope,
     ) -> StoreAnswer {
-        let keys = self.store.orphans(job, retained, may_go);
+        self.counts.orphan_scans += u64::from(matches!(scope, Scope::Orphans { .. }));
+        let keys = self.store.orphans(job, retained, scope);
         let life = self.processes[node.0].life;
         let mut after_us = 0;
         for key in keys {
@@ -584,9 +530,8 @@ fn name(request: &StoreRequest) -> &'static str {
         StoreRequest::ReadMetadata { .. } => "read metadata",
         StoreRequest::WriteGraph { .. } => "write a graph",
         StoreRequest::ReadGraphs { .. } => "read graphs",
-        StoreRequest::Import { .. } => "import",
-        StoreRequest::DeleteSavepoint { .. } => "delete a savepoint",
+        StoreRequest::Savepoint(SavepointRequest::Import { .. }) => "import",
+        StoreRequest::Savepoint(SavepointRequest::Delete { .. }) => "delete a savepoint",
         StoreRequest::CleanUp { .. } => "clean up",
-        StoreRequest::DeleteOrphans { .. } => "delete orphans",
     }
 }

@@ -391,21 +391,11 @@ impl Leader {
             let job_id = *id;
             while let Some(action) = job.poll_action() {
                 let action = match action {
-                    job::Action::Send { to, command } => {
-                        // Who is gone, or cut off, hears nothing; its registration brings it up to date.
-                        let Some(member) = self.membership.member(&to) else {
-                            continue;
-                        };
-                        let connection = member.connection;
-                        let message = FromLeader {
-                            epoch: self.config.epoch,
-                            command,
-                        };
-                        Action::Send {
-                            connection,
-                            message,
-                        }
-                    }
+                    // Who is gone, or cut off, hears nothing; its registration brings it up to date.
+                    job::Action::Send { to, command } => match self.membership.member(&to) {
+                        Some(member) => said(member, self.config.epoch, command),
+                        None => continue,
+                    },
                     job::Action::StoreRecord(record) => Action::StoreJobRecord(record),
                     job::Action::WriteMetadata(metadata) => Action::WriteMetadata(metadata),
                     job::Action::PublishPointers {
@@ -485,5 +475,13 @@ impl Leader {
             self.jobs.remove(&id);
             self.actions.push_back(Action::ForgetJob { job: id });
         }
+    }
+}
+
+/// A command to a TaskManager, on its connection.
+fn said(member: &Member, epoch: Epoch, command: Command) -> Action {
+    Action::Send {
+        connection: member.connection,
+        message: FromLeader { epoch, command },
     }
 }

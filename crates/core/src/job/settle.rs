@@ -6,7 +6,7 @@ use tidemill_protocol::control::Command;
 use tidemill_protocol::record::JobState;
 
 use super::{Action, Job, Note, Phase, RegionState, Task, TaskStatus};
-use crate::checkpoint;
+use crate::checkpoint::{self, CheckpointRecord};
 use crate::time::Time;
 
 impl Job {
@@ -155,14 +155,7 @@ impl Job {
                     self.actions
                         .push_back(Action::DeleteCheckpoints { obsolete, retained });
                 }
-                checkpoint::Action::Completed(record) => {
-                    self.has_completed = true;
-                    self.attempts_are_published();
-                    self.move_is_due();
-                    self.savepoints_published(record.id);
-                    self.keepers_want_news();
-                    self.note(now, Note::Checkpoint(record));
-                }
+                checkpoint::Action::Completed(record) => self.checkpoint_completed(now, record),
                 checkpoint::Action::Failed(record) => {
                     self.savepoints_given_up(&record);
                     self.orphans_are_due();
@@ -178,5 +171,14 @@ impl Job {
                 }
             }
         }
+    }
+
+    fn checkpoint_completed(&mut self, now: Time, record: CheckpointRecord) {
+        self.has_completed = true;
+        self.attempts_are_published();
+        self.move_is_due();
+        self.savepoints_published(record.id);
+        self.keepers_want_news();
+        self.note(now, Note::Checkpoint(record));
     }
 }
