@@ -3,7 +3,7 @@
 
 use std::collections::BTreeSet;
 
-use futures::{StreamExt, TryStreamExt};
+use futures::StreamExt;
 use object_store::path::Path;
 use tidemill_protocol::record::CheckpointPointer;
 use tidemill_protocol::{AttemptId, CheckpointId, JobId};
@@ -179,12 +179,11 @@ impl Store {
         prefix: &str,
         is_to_go: impl Fn(&str) -> bool,
     ) -> Result<(), RequestError> {
-        let below = path(prefix)?;
-        let listed = self.objects().list(Some(&below));
-        let mut found: Vec<Path> = self
-            .request(listed.map_ok(|object| object.location).try_collect())
-            .await?;
-        found.retain(|location| is_to_go(location.as_ref()));
+        let listed = self.list_below(&path(prefix)?).await?.into_iter();
+        let found: Vec<Path> = listed
+            .map(|object| object.location)
+            .filter(|location| is_to_go(location.as_ref()))
+            .collect();
         fault_point("delete.listed");
         let mut deleted = self
             .objects()

@@ -5,7 +5,6 @@
 
 use std::collections::BTreeSet;
 
-use futures::TryStreamExt;
 use tidemill_protocol::{Epoch, JobId};
 
 use crate::store::path;
@@ -59,15 +58,12 @@ impl Store {
 
     /// The marks below a prefix.
     async fn unrecorded(&self, prefix: &str) -> Result<Vec<(JobId, Epoch)>, CleanupError> {
-        let list = async {
-            let listed = self.objects().list(Some(&path(prefix)?));
-            let marks = listed.try_filter_map(|object| async move {
-                Ok(keys::unrecorded_of(object.location.as_ref()))
-            });
-            marks.try_collect().await
-        };
-        let marks = self.request(list).await;
-        marks.map_err(|error| error.cleaning(prefix))
+        let listed = async { self.list_below(&path(prefix)?).await };
+        let listed = listed.await.map_err(|error| error.cleaning(prefix))?;
+        let marks = listed.iter();
+        Ok(marks
+            .filter_map(|object| keys::unrecorded_of(object.location.as_ref()))
+            .collect())
     }
 }
 
