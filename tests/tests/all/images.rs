@@ -18,7 +18,7 @@ fn restored(detail: &Value, source: &str) -> anyhow::Result<u64> {
     Ok(of_source.filter_map(|it| it["tasks"].as_u64()).sum())
 }
 
-/// A job of two tasks with tables on TaskManagers of their own, a third being free; the first one's dies.
+/// A job of two tasks with tables on TaskManagers of their own, a third being free.
 fn lose_a_table(options: ClusterOptions, seconds: u64) -> anyhow::Result<(Cluster, Stateful)> {
     let options = ClusterOptions {
         slots: 1,
@@ -61,44 +61,70 @@ fn survivors_go_back_in_their_own_memory() -> anyhow::Result<()> {
     cluster.shut_down()
 }
 
-#[test]
-fn a_lost_task_goes_on_where_its_image_stands_by() -> anyhow::Result<()> {
-    let options = ClusterOptions::default().set("recovery.standby", true);
-    let (mut cluster, state) = lose_a_table(options, 9)?;
-    let lost = state.host(&mut cluster, 0)?;
-    cluster.wait_for("the standby image", REACTION_LIMIT, |_| {
-        let detail = state.job.detail()?;
-        let tasks = detail["tasks_detail"].as_array().context("tasks")?;
-        let tables = tasks.iter().filter(|task| task["stage"] == 0);
-        let mut images = tables.map(|task| &task["standby"]["checkpoint"]);
-        Ok(images.all(Value::is_string).then_some(()))
-    })?;
-    cluster.taskmanagers()[lost].kill()?;
-    let detail = state.finish(&mut cluster)?;
-    ensure!(
-        restored(&detail, "local")? > 0 && restored(&detail, "store")? == 0,
-        "the lost table was kept on another TaskManager: {}",
-        detail["recoveries"]
-    );
-    cluster.shut_down()
-}
-
-/// A TaskManager whose tasks' images are all kept warm, of the last checkpoint, and not by `other`.
-fn kept_elsewhere(detail: &Value, other: &str) -> Option<String> {
-    let tasks = detail["tasks_detail"].as_array()?;
-    let is_kept = |task: &&Value| {
-        let standby = &task["standby"];
-        let last = &detail["last_checkpoint"];
-        standby["task_manager"] != other && last.is_string() && standby["checkpoint"] == *last
-    };
+/// The TaskManagers whose tasks' images are all kept warm, of the last checkpoint, by others.
+fn kept_elsewhere(detail: &Value) -> anyhow::Result<Vec<String>> {
+    let tasks = detail["tasks_detail"].as_array().context("tasks")?;
+    let last = &detail["last_checkpoint"];
+    let is_kept = |task: &&Value| last.is_string() && task["standby"]["checkpoint"] == *last;
     let hosts = tasks
         .iter()
         .filter_map(|task| task["task_manager"].as_str());
-    let mut kept = hosts.filter(|host| {
+    let kept = hosts.filter(|host| {
         let mut on_it = tasks.iter().filter(|task| task["task_manager"] == **host);
         on_it.all(|task| is_kept(&task))
     });
-    kept.next().map(str::to_owned)
+    Ok(kept.map(str::to_owned).collect())
+}
+
+/// Whether a TaskManager keeps images of another one's tasks.
+fn keeps_for(detail: &Value, keeper: &str, host: &str) -> bool {
+    let tasks = detail["tasks_detail"].as_array();
+    let mut tasks = tasks.into_iter().flatten();
+    tasks.any(|task| task["task_manager"] == host && task["standby"]["task_manager"] == keeper)
+}
+
+/// Waits until all images of a TaskManager that `fits` are kept warm of a checkpoint that has just become complete, and
+/// kills it: there is most of an interval until the next one, which would be kept a little later.
+fn kill_when_kept(
+    cluster: &mut Cluster,
+    state: &Stateful,
+    fits: impl Fn(&Value, &str) -> bool,
+) -> anyhow::Result<()> {
+    let before = state.job.detail()?["last_checkpoint"].clone();
+    let lost = cluster.wait_for("warm images", REACTION_LIMIT, |_| {
+        let detail = state.job.detail()?;
+        if detail["last_checkpoint"] == before {
+            return Ok(None);
+        }
+        let kept = kept_elsewhere(&detail)?;
+        Ok(kept.into_iter().find(|host| fits(&detail, host)))
+    })?;
+    let mut all = cluster.taskmanagers().iter_mut();
+    let lost = all.find(|it| it.name() == lost);
+    lost.context("tasks run on TaskManagers")?.kill()
+}
+
+#[test]
+fn a_lost_task_goes_on_where_its_image_stands_by() -> anyhow::Result<()> {
+    let options = ClusterOptions::default()
+        .set("checkpoints.interval_ms", 1000)
+        .set("recovery.standby", true);
+    let (mut cluster, state) = lose_a_table(options, 10)?;
+    let hosts = [state.host(&mut cluster, 0)?, state.host(&mut cluster, 1)?];
+    let free = (0..3).find(|index| !hosts.contains(index));
+    let free = cluster.taskmanagers()[free.context("one of three")?]
+        .name()
+        .to_owned();
+    kill_when_kept(&mut cluster, &state, |detail, host| {
+        keeps_for(detail, &free, host)
+    })?;
+    let detail = state.finish(&mut cluster)?;
+    ensure!(
+        restored(&detail, "local")? > 0 && restored(&detail, "store")? == 0,
+        "what was lost was kept on other TaskManagers: {}",
+        detail["recoveries"]
+    );
+    cluster.shut_down()
 }
 
 #[test]
@@ -140,14 +166,9 @@ fn a_lost_task_reads_its_image_from_another_taskmanager_that_has_no_room_for_it(
     let filler = Stateful::submit(&cluster, &filler)?;
     filler.job.wait_until(&mut cluster, "running", JOB_LIMIT)?;
     cluster.restart_taskmanagers()?;
-    let lost = cluster.wait_for("warm images", REACTION_LIMIT, |_| {
-        Ok(kept_elsewhere(&state.job.detail()?, &newcomer))
+    kill_when_kept(&mut cluster, &state, |detail, host| {
+        !keeps_for(detail, &newcomer, host)
     })?;
-    let lost = cluster
-        .taskmanagers()
-        .iter_mut()
-        .find(|it| it.name() == lost);
-    lost.context("tasks run on TaskManagers")?.kill()?;
 
     let detail = state.finish(&mut cluster)?;
     ensure!(

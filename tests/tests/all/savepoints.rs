@@ -7,7 +7,7 @@ use anyhow::{Context, ensure};
 use tidemill_tests::oracle::records;
 use tidemill_tests::{Cluster, ClusterOptions, module};
 
-use crate::command_line::{printed, refused};
+use crate::command_line::{Background, printed, refused, says, text};
 use crate::common::{
     JOB_LIMIT, REACTION_LIMIT, Running, StateOptions, Stateful, keyed_count, keyed_count_with,
     wait_for_no_leftovers,
@@ -77,22 +77,52 @@ fn a_job_that_is_stopped_goes_on_from_its_savepoint_however_often_and_wherever_i
     copy_directory(&aside, &stopped.output)?;
     go_on(&mut cluster, "output", "moved/here")?;
 
-    let other = module("wordcount")?;
-    let other = other.to_str().context("a path in UTF-8")?;
+    what_does_not_fit_is_refused(&cluster, &stopped, "moved/here")?;
+    cluster.shut_down()
+}
+
+/// A job cannot begin from this savepoint with another module, from a damaged copy of it, or from nowhere.
+fn what_does_not_fit_is_refused(
+    cluster: &Cluster,
+    stopped: &Running,
+    path: &str,
+) -> anyhow::Result<()> {
     // Inputs are looked at first.
     let input = cluster.directory().join("input");
     fs::write(&input, "words\n")?;
     let input = format!("input={}", input.display());
-    let run = ["run", other, "--from-savepoint", "moved/here"];
-    let more = ["--param", &input, "--param", "output=y", "--detach"];
-    let said = refused(&cluster, &[&run[..], &more].concat())?;
+    let other = module("wordcount")?;
+    let other = other.to_str().context("a path in UTF-8")?;
+    let begin = |from: &str, words: &[&str]| {
+        let run = ["run", other, "--from-savepoint", from, "--detach"];
+        let more = ["--param", &input, "--param", "output=y"];
+        let said = refused(cluster, &[&run[..], &more].concat())?;
+        says(&said, words).with_context(|| from.to_owned())
+    };
     let detail = stopped.job.detail()?;
     let hash = detail["module"].as_str().context("a hash")?;
-    ensure!(
-        said.contains("module") && said.contains(hash),
-        "the savepoint's module is named: {said}"
-    );
-    cluster.shut_down()
+    begin(path, &["module", hash])?;
+    begin(
+        "nowhere",
+        &["no savepoint", "nowhere", "tidemill savepoint list"],
+    )?;
+
+    let store = cluster.directory().join("store");
+    copy_directory(&store.join(path), &store.join("damaged/here"))?;
+    let object = store.join("damaged/here/savepoint");
+    let mut bytes = fs::read(&object)?;
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 0x10;
+    fs::write(&object, bytes)?;
+    let damaged = ["damaged/here", "is damaged", "check the disk"];
+    begin("damaged/here", &damaged)?;
+    let said = refused(cluster, &["savepoint", "verify", "damaged/here"])?;
+    says(&said, &damaged)?;
+
+    let said = refused(cluster, &["savepoint", "no-such-job"])?;
+    says(&said, &["no-such-job", "tidemill list"])?;
+    let said = refused(cluster, &["savepoint", stopped.job.id()])?;
+    says(&said, &[stopped.job.id(), "finished"])
 }
 
 #[test]
@@ -116,7 +146,8 @@ fn a_job_runs_on_while_a_savepoint_is_taken_of_it() -> anyhow::Result<()> {
     )?;
     ensure!(path.ends_with("kept/by-its-user"), "{path}");
     let again = refused(&cluster, &["savepoint", original.job.id(), &path])?;
-    ensure!(again.contains(&path), "nothing is overwritten: {again}");
+    // Nothing is overwritten.
+    says(&again, &[&path, "another"])?;
     original.finish(&mut cluster)?;
     wait_for_no_leftovers(&mut cluster, &original.job)?;
 
@@ -160,5 +191,43 @@ fn a_cancelled_job_leaves_its_last_checkpoint_if_that_is_wished() -> anyhow::Res
     resumed.truth.check(&resumed.output)?;
     printed(&cluster, &["savepoint", "delete", kept])?;
     wait_for_no_leftovers(&mut cluster, &cancelled.job)?;
+    cluster.shut_down()
+}
+
+#[test]
+fn ctrl_c_leaves_a_savepoint_going_and_tells_how_to_come_back_to_it() -> anyhow::Result<()> {
+    // The one checkpoint is that of the savepoint, and a TaskManager that is frozen is waited for.
+    let options = ClusterOptions::default()
+        .set("checkpoints.interval_ms", 0)
+        .set("cluster.heartbeat_timeout_ms", 60_000);
+    let mut cluster = Cluster::start(options)?;
+    let running = keyed_count(&cluster, "output", JOB_SECONDS)?;
+    let id = running.job.id();
+    running
+        .job
+        .wait_until(&mut cluster, "running", REACTION_LIMIT)?;
+    cluster.taskmanagers()[0].freeze()?;
+    let asking = Background::start(&cluster, cluster.rest().url(), &["savepoint", id])?;
+    cluster.wait_for("the savepoint to be under way", REACTION_LIMIT, |_| {
+        let history = running.job.checkpoints()?["history"].to_string();
+        Ok(history.contains("\"in-progress\"").then_some(()))
+    })?;
+    asking.interrupt()?;
+    let interrupted = asking.wait(&mut cluster)?;
+    let said = text(&interrupted);
+    ensure!(
+        interrupted.status.code() == Some(130),
+        "{}: {said}",
+        interrupted.status
+    );
+    says(&said, &["the savepoint goes on", id])?;
+    let request = said.split("--request ").nth(1);
+    let request = request.and_then(|rest| rest.split('`').next());
+    let request = request.with_context(|| format!("the request's id is told: {said}"))?;
+
+    cluster.taskmanagers()[0].thaw()?;
+    let path = printed(&cluster, &["savepoint", id, "--request", request])?;
+    printed(&cluster, &["savepoint", "verify", &path])?;
+    running.finish(&mut cluster)?;
     cluster.shut_down()
 }

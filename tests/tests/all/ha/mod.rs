@@ -6,5 +6,6 @@ mod leader;
 mod partitions;
 mod recovery;
 mod rolling;
+mod savepoints;
 mod submissions;
 mod zookeeper;
