@@ -8,6 +8,7 @@
 
 mod answers;
 mod driver;
+mod fit;
 pub mod handle;
 mod log_requests;
 mod perform;

@@ -37,13 +37,20 @@ impl CheckedSubmission {
     }
 }
 
+/// Reads a stored graph.
+///
+/// # Errors
+/// When the bytes are no graph.
+pub(crate) fn decoded_graph(bytes: &[u8]) -> Result<JobGraph, String> {
+    postcard::from_bytes(bytes).map_err(|error| format!("the stored graph is damaged: {error}"))
+}
+
 /// Reads a stored graph and resolves it again.
 ///
 /// # Errors
 /// When the bytes are no graph, or not one that can run with these options.
 pub(crate) fn stored_graph(bytes: &[u8], options: &JobOptions) -> Result<ExecutionGraph, String> {
-    let graph: JobGraph = postcard::from_bytes(bytes)
-        .map_err(|error| format!("the stored graph is damaged: {error}"))?;
+    let graph = decoded_graph(bytes)?;
     resolve(
         &graph,
         options.parallelism,

@@ -10,6 +10,7 @@ use tidemill_protocol::record::{CheckpointPointer, CheckpointPointers, JobRecord
 use tidemill_protocol::{CheckpointId, JobId, ModuleHash, TaskId};
 
 use crate::error_chain;
+use crate::fit;
 use crate::handle::{SubmitError, SubmitOptions};
 use crate::perform::Hands;
 use crate::roles::Process;
@@ -33,8 +34,14 @@ pub(super) async fn check_and_store(
     submitted_at_ms: u64,
 ) -> Result<Stored, SubmitError> {
     let from = options.from.clone();
-    if let Some(from) = &from {
-        as_it_was(hands, from, &mut options).await;
+    let shape = match &from {
+        Some(from) => shape_of(hands, from).await,
+        None => None,
+    };
+    if let Some(shape) = &shape {
+        options.parallelism.get_or_insert(shape.parallelism);
+        let max_parallelism = &mut options.max_parallelism;
+        max_parallelism.get_or_insert(shape.max_parallelism);
     }
     let parameters = options.parameters.clone();
     let id = options.id.unwrap_or_else(|| JobId(rand::random()));
@@ -59,7 +66,10 @@ pub(super) async fn check_and_store(
     let graph = hands.store.put_graph(id, checked.encoded_graph()).await;
     let graph = graph.map_err(|error| failed(&error))?;
     let pointers = match &from {
-        Some(from) => import(hands, from, id, module, &checked).await?,
+        Some(from) => {
+            same_key_groups(from, shape.as_ref(), &checked)?;
+            import(hands, from, id, module, &checked).await?
+        }
         None => CheckpointPointers::default(),
     };
     let record = JobRecord {
@@ -83,15 +93,46 @@ pub(super) async fn check_and_store(
     })
 }
 
+/// How many tasks and key groups the job had that was left behind.
+struct Shape {
+    parallelism: u32,
+    max_parallelism: u32,
+}
+
 /// A job that begins from a savepoint has as many tasks as the job that it was taken of, unless its submitter says
-/// otherwise.
-async fn as_it_was(hands: &Hands, from: &str, options: &mut SubmitOptions) {
-    // What is no savepoint says so when it is imported.
+/// otherwise. A kept checkpoint does not tell; the job's record does, where there is one.
+async fn shape_of(hands: &Hands, from: &str) -> Option<Shape> {
+    // What is neither says so when it is imported.
     if let Ok(summary) = hands.store.read_savepoint(from).await {
-        let savepoint = summary.savepoint;
-        options.parallelism.get_or_insert(savepoint.parallelism);
-        let max_parallelism = &mut options.max_parallelism;
-        max_parallelism.get_or_insert(savepoint.max_parallelism);
+        return Some(Shape {
+            parallelism: summary.savepoint.parallelism,
+            max_parallelism: summary.savepoint.max_parallelism,
+        });
+    }
+    let (job, _) = hands.store.checkpoint_named(from).ok()??;
+    let records = hands.registry.jobs().await.ok()?;
+    let record = records.into_iter().flatten().find(|one| one.id == job)?;
+    Some(Shape {
+        parallelism: record.options.parallelism,
+        max_parallelism: record.options.max_parallelism,
+    })
+}
+
+/// A key's state is where its key group was.
+fn same_key_groups(
+    from: &str,
+    shape: Option<&Shape>,
+    checked: &CheckedSubmission,
+) -> Result<(), SubmitError> {
+    let ours = checked.execution.max_parallelism;
+    match shape.map(|shape| shape.max_parallelism) {
+        Some(theirs) if theirs != ours => Err(SubmitError::From {
+            path: from.to_owned(),
+            reason: format!(
+                "it was taken with {theirs} key groups, and this job has {ours}: submit it with `--max-parallelism {theirs}`, or without"
+            ),
+        }),
+        _ => Ok(()),
     }
 }
 
@@ -111,6 +152,9 @@ async fn import(
     let metadata = hands.store.checkpoint_at(from).await;
     let metadata = metadata.map_err(|error| refused(error_chain(&error)))?;
     fits(&metadata, module, checked).map_err(refused)?;
+    fits_graph(hands, from, &metadata, checked)
+        .await
+        .map_err(refused)?;
     let checkpoint = CheckpointId::new(hands.leading.epoch(), 0);
     let imported = hands.store.import_savepoint(from, job, checkpoint).await;
     let (object, _) = imported.map_err(|error| refused(error_chain(&error)))?;
@@ -123,8 +167,8 @@ async fn import(
     })
 }
 
-/// A savepoint ends with its own hash; that of a checkpoint is in its pointer alone, which also says that it was ever
-/// complete. Where the registry knows nothing of the job, as when it was another cluster's, the manifests' hashes have to do.
+/// Only a checkpoint's pointer says that it was ever complete. Where the registry knows nothing of the job, as when it was
+/// another cluster's, the hash that the metadata ends with has to do.
 async fn check_pointer(hands: &Hands, from: &str) -> Result<(), String> {
     let named = hands.store.checkpoint_named(from);
     let Some((job, checkpoint)) = named.map_err(|error| error_chain(&error))? else {
@@ -159,7 +203,7 @@ async fn check_pointer(hands: &Hands, from: &str) -> Result<(), String> {
     ))
 }
 
-/// Whether a checkpoint is one of this job's: of its module, its graph and its tasks.
+/// Whether a checkpoint is one of this job's module and tasks.
 fn fits(
     metadata: &CheckpointMetadata,
     module: ModuleHash,
@@ -171,15 +215,6 @@ fn fits(
             "it was taken of module {theirs}, and this is module {module}: a job begins only from what the same module left"
         ));
     }
-    let (ours, theirs) = (
-        tidemill_abi::graph_hash(&checked.graph),
-        metadata.job_graph_hash,
-    );
-    if ours != theirs {
-        return Err(format!(
-            "it was taken of a job whose graph has the hash {theirs:016x}, and this job's has {ours:016x}: submit it with the same parameters"
-        ));
-    }
     let tasks: BTreeSet<TaskId> = checked.execution.tasks().collect();
     let images: BTreeSet<TaskId> = metadata.tasks.iter().map(|part| part.task).collect();
     if tasks != images {
@@ -189,4 +224,33 @@ fn fits(
         ));
     }
     Ok(())
+}
+
+/// Whether a checkpoint was taken of a job with this one's graph, but for where sinks write to.
+async fn fits_graph(
+    hands: &Hands,
+    from: &str,
+    metadata: &CheckpointMetadata,
+    checked: &CheckedSubmission,
+) -> Result<(), String> {
+    let theirs = metadata.job_graph_hash;
+    if theirs == tidemill_abi::graph_hash(&checked.graph) {
+        return Ok(());
+    }
+    let differs = |how: &str| {
+        format!(
+            "it was taken of a job with another graph ({how}): submit it with the parameters of that job; only where sinks write to may be another place"
+        )
+    };
+    let unknown = |why: String| differs(&format!("what differs is not known: {why}"));
+    let stored = hands.store.graph_at(from).await;
+    let stored = stored.map_err(|error| unknown(error_chain(&error)))?;
+    let graph = submission::decoded_graph(&stored).map_err(unknown)?;
+    if tidemill_abi::graph_hash(&graph) != theirs {
+        return Err(unknown("the stored graph is not its own".to_owned()));
+    }
+    match fit::differences(&graph, &checked.graph) {
+        differences if differences.is_empty() => Ok(()),
+        differences => Err(differs(&differences.join("; "))),
+    }
 }

@@ -5,7 +5,8 @@ use std::time::Instant;
 use bytes::Bytes;
 use tidemill_abi::{DescribeResponse, JobGraph, Stage, StageInput};
 use tidemill_protocol::control::Command;
-use tidemill_protocol::manifest::CheckpointMetadata;
+use tidemill_protocol::manifest::{CheckpointMetadata, TaskImageRef};
+use tidemill_protocol::{AttemptId, TaskId};
 
 use super::*;
 
@@ -222,4 +223,52 @@ async fn a_kept_checkpoint_is_begun_from_only_as_its_pointer_says_that_it_is() {
     let nobody = JobId([0x0f; 16]);
     let nothing = refused(&format!("{nobody}/1-1")).await;
     assert!(nothing.contains("there is no savepoint"), "{nothing}");
+}
+
+#[tokio::test]
+async fn a_checkpoint_of_another_graph_is_refused_with_what_differs() {
+    let store = Store::open("memory://").expect("memory is there");
+    let (registry, directory) = troubled(None);
+    let mut bench = Bench::start_with(registry, directory, store.clone());
+    bench.until(Role::Leader, Some(1)).await;
+    let first = bench.cluster.submit(module(), options(JOB)).await;
+    first.expect("it is stored");
+    let records = bench.registry.embedded.jobs().await.expect("readable");
+    let module_hash = records[0].as_ref().expect("whole").module;
+
+    // What a job of the same module left in another cluster, whose parameters made another graph of it.
+    let old = JobId([0x0f; 16]);
+    let mut theirs = graph();
+    theirs.stages[0].parallelism = None;
+    theirs.stages[0].name = "clock".into();
+    let encoded = postcard::to_allocvec(&theirs).expect("it encodes");
+    let image = store.put_graph(old, encoded).await.expect("it has room");
+    let task = TaskImageRef {
+        task: TaskId::new(0, 0),
+        attempt: AttemptId::new(Epoch(1), 1),
+        manifest: image,
+        finished: false,
+    };
+    let metadata = CheckpointMetadata {
+        job: old,
+        checkpoint: CheckpointId::new(Epoch(1), 1),
+        module: module_hash,
+        job_graph_hash: tidemill_abi::graph_hash(&theirs),
+        tasks: vec![task],
+    };
+    store.write_metadata(&metadata).await.expect("it has room");
+    let options = SubmitOptions {
+        from: Some(format!("checkpoints/{old}/1-1")),
+        ..options(OTHER)
+    };
+    let refused = match bench.cluster.submit(module(), options).await {
+        Err(SubmitError::From { reason, .. }) => reason,
+        outcome => panic!("it is refused: {outcome:?}"),
+    };
+    for part in [
+        "stage 0 (source): it was called `clock`",
+        "its parallelism was none of its own, and is 1",
+    ] {
+        assert!(refused.contains(part), "{refused}");
+    }
 }

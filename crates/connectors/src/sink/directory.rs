@@ -10,8 +10,12 @@ pub(crate) trait OutputDirectory {
     /// A file being written.
     type File;
 
-    /// Where it is, for messages.
+    /// Where it is.
     fn path(&self) -> &Path;
+    /// Another directory, which is there already.
+    fn elsewhere(&self, path: &Path) -> io::Result<Self>
+    where
+        Self: Sized;
     /// Creates an empty file under a name that is not taken.
     fn create(&self, name: &str) -> io::Result<Self::File>;
     /// Writes bytes at the file's end. They may be lost until they are synced.
@@ -56,6 +60,12 @@ impl OutputDirectory for LocalDirectory {
 
     fn path(&self) -> &Path {
         &self.path
+    }
+
+    fn elsewhere(&self, path: &Path) -> io::Result<Self> {
+        fs::read_dir(path)?;
+        let path = path.to_owned();
+        Ok(Self { path })
     }
 
     fn create(&self, name: &str) -> io::Result<File> {

@@ -4,7 +4,10 @@
 //!
 //! Why nothing appears twice: a checkpoint is taken by one attempt, so one hidden file is ever renamed to a name that is
 //! made of the sink subtask, the checkpoint and the roll. Whoever commits it, and however often, moves that one file.
-//! A job that begins from what another job left shows that one's pending files under the other's name: both may do it.
+//! A job that begins from what another job left shows that one's pending files under the other's name, and where the other
+//! wrote: both may do it.
+
+use std::path::Path;
 
 use serde::{Deserialize, Serialize};
 use tidemill_protocol::codec::{self, Versioned};
@@ -30,7 +33,7 @@ pub(crate) struct FileSink<D: OutputDirectory> {
     /// Full files since the last barrier, closed and synced.
     rolled: Vec<ClosedFile>,
     /// In the order of their checkpoints.
-    pending: Vec<Pending>,
+    pending: Vec<Pending<D>>,
 }
 
 struct OpenFile<F> {
@@ -47,18 +50,22 @@ struct ClosedFile {
 }
 
 /// A prepared file that was not committed when the state was taken.
-#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+#[derive(Clone, Debug, Serialize, Deserialize)]
 struct PendingFile {
     /// Who prepared it: this job, or the one that it began from.
     job: JobId,
+    /// Where: the directory of that job's sink.
+    directory: String,
     checkpoint: CheckpointId,
     roll: u32,
     hidden: HiddenFile,
     length_bytes: u64,
 }
 
-struct Pending {
+struct Pending<D> {
     file: PendingFile,
+    /// Its directory, when that is not this sink's.
+    elsewhere: Option<D>,
     /// The state that it comes from is that of a completed checkpoint, so it is to be shown, and may have been by the
     /// attempt that prepared it. Its checkpoint's number says nothing here: it may be another job's.
     restored: bool,
@@ -72,7 +79,7 @@ struct State {
 
 impl Versioned for State {
     const KIND: [u8; 2] = *b"FK";
-    const VERSION: u16 = 2;
+    const VERSION: u16 = 3;
     const NAME: &'static str = "state of a file sink";
 }
 
@@ -102,17 +109,34 @@ impl<D: OutputDirectory> FileSink<D> {
         };
         let checkpoint = state.as_ref().map(|state| state.checkpoint);
         if let Some(state) = state {
-            sink.pending = state
-                .pending
-                .into_iter()
-                .map(|file| Pending {
-                    file,
-                    restored: true,
-                })
-                .collect();
+            let restored = state.pending.into_iter();
+            let restored = restored.map(|file| sink.restored(file));
+            sink.pending = restored.collect::<Result<_, _>>()?;
         }
         sink.clean_up(checkpoint)?;
         Ok(sink)
+    }
+
+    /// A file that the restored state names. What is not there counts as shown and moved away, so the directory must be.
+    fn restored(&self, file: PendingFile) -> Result<Pending<D>, SinkError> {
+        let path = Path::new(&file.directory);
+        let is_elsewhere = file.directory != self.directory_name();
+        let open = || {
+            let opened = self.directory.elsewhere(path);
+            opened.map_err(|error| {
+                let action = "open what the job that this one begins from wrote to (an empty directory will do if nothing is missing there), in";
+                SinkError::io(action, path.to_owned(), error)
+            })
+        };
+        Ok(Pending {
+            elsewhere: is_elsewhere.then(open).transpose()?,
+            file,
+            restored: true,
+        })
+    }
+
+    fn directory_name(&self) -> String {
+        self.directory.path().to_string_lossy().into_owned()
     }
 
     /// Removes hidden files of earlier attempts of this sink subtask that the restored checkpoint does not contain. A
@@ -132,7 +156,8 @@ impl<D: OutputDirectory> FileSink<D> {
                     pending.file.job == self.identity.job && pending.file.hidden == hidden
                 });
                 if hidden.attempt < self.identity.attempt && !is_pending {
-                    self.remove(&self.names, hidden)?;
+                    let name = self.names.hidden(hidden);
+                    remove(&self.directory, &name)?;
                 }
             } else if let Some(checkpoint) = self.names.parse_visible(&name) {
                 shown_again += u32::from(restored.is_none_or(|restored| checkpoint > restored));
@@ -221,26 +246,33 @@ impl<D: OutputDirectory> FileSink<D> {
         if !self.rolled.is_empty() {
             self.sync_names()?;
         }
+        let directory = self.directory_name();
         for (roll, closed) in (0u32..).zip(self.rolled.drain(..)) {
             self.pending.push(Pending {
                 file: PendingFile {
                     job: self.identity.job,
+                    directory: directory.clone(),
                     checkpoint,
                     roll,
                     hidden: closed.hidden,
                     length_bytes: closed.length_bytes,
                 },
+                elsewhere: None,
                 restored: false,
             });
         }
         Ok(codec::encode(&State {
             checkpoint,
-            pending: self.pending.iter().map(|pending| pending.file).collect(),
+            pending: self
+                .pending
+                .iter()
+                .map(|pending| pending.file.clone())
+                .collect(),
         }))
     }
 
     pub(crate) fn commit(&mut self, up_to: CheckpointId) -> Result<(), SinkError> {
-        let complete = |pending: &Pending| pending.restored || pending.file.checkpoint <= up_to;
+        let complete = |pending: &Pending<D>| pending.restored || pending.file.checkpoint <= up_to;
         if !self.pending.iter().any(complete) {
             return Ok(());
         }
@@ -249,29 +281,33 @@ impl<D: OutputDirectory> FileSink<D> {
         }
         // Also when every rename was another's: it may have died before it made them durable.
         self.sync_names()?;
+        for elsewhere in self.pending.iter().filter_map(|one| one.elsewhere.as_ref()) {
+            sync_names(elsewhere)?;
+        }
         self.pending.retain(|pending| !complete(pending));
         Ok(())
     }
 
     /// Lets one prepared file appear, unless it has.
-    fn show(&self, pending: &Pending) -> Result<(), SinkError> {
+    fn show(&self, pending: &Pending<D>) -> Result<(), SinkError> {
+        let directory = pending.elsewhere.as_ref().unwrap_or(&self.directory);
         let names = Names::new(&SinkIdentity {
             job: pending.file.job,
             ..self.identity
         });
         let hidden = names.hidden(pending.file.hidden);
         let visible = names.visible(pending.file.checkpoint, pending.file.roll);
-        let (hidden_path, visible_path) = (self.path(&hidden), self.path(&visible));
+        let path = |name: &str| directory.path().join(name);
+        let (hidden_path, visible_path) = (path(&hidden), path(&visible));
         let failed = |action, error| SinkError::io(action, hidden_path.clone(), error);
         let length = |name| {
-            self.directory
-                .length(name)
-                .map_err(|error| failed("look at", error))
+            let length = directory.length(name);
+            length.map_err(|error| failed("look at", error))
         };
 
         match (length(&hidden)?, length(&visible)?) {
             (Some(found_bytes), None) if found_bytes == pending.file.length_bytes => {
-                match self.directory.rename(&hidden, &visible) {
+                match directory.rename(&hidden, &visible) {
                     // Another attempt that replays the same commit came first.
                     Err(_) if length(&hidden)?.is_none() && length(&visible)?.is_some() => Ok(()),
                     other => other.map_err(|error| failed("rename", error)),
@@ -284,9 +320,9 @@ impl<D: OutputDirectory> FileSink<D> {
             }),
             (None, Some(_)) => Ok(()),
             (Some(_), Some(_)) => {
-                let same = self.directory.same_content(&hidden, &visible);
+                let same = directory.same_content(&hidden, &visible);
                 if same.map_err(|error| failed("read", error))? {
-                    self.remove(&names, pending.file.hidden)
+                    remove(directory, &hidden)
                 } else {
                     Err(SinkError::Conflict {
                         visible: visible_path,
@@ -309,16 +345,8 @@ impl<D: OutputDirectory> FileSink<D> {
         }
     }
 
-    fn remove(&self, names: &Names, hidden: HiddenFile) -> Result<(), SinkError> {
-        self.directory
-            .remove(&names.hidden(hidden))
-            .map_err(|error| self.io_error("remove", hidden, error))
-    }
-
     fn sync_names(&self) -> Result<(), SinkError> {
-        self.directory
-            .sync_names()
-            .map_err(|error| SinkError::io("sync", self.directory.path().to_owned(), error))
+        sync_names(&self.directory)
     }
 
     fn path(&self, name: &str) -> std::path::PathBuf {
@@ -335,6 +363,16 @@ impl<D: OutputDirectory> FileSink<D> {
     }
 }
 
+fn remove(directory: &impl OutputDirectory, name: &str) -> Result<(), SinkError> {
+    let removed = directory.remove(name);
+    removed.map_err(|error| SinkError::io("remove", directory.path().join(name), error))
+}
+
+fn sync_names(directory: &impl OutputDirectory) -> Result<(), SinkError> {
+    let synced = directory.sync_names();
+    synced.map_err(|error| SinkError::io("sync", directory.path().to_owned(), error))
+}
+
 impl<D: OutputDirectory> Drop for FileSink<D> {
     /// What was never prepared is nobody's. That it may stay when the disk does not answer does no harm: the next
     /// attempt removes it.
@@ -344,7 +382,7 @@ impl<D: OutputDirectory> Drop for FileSink<D> {
             .into_iter()
             .map(|closed| closed.hidden);
         for hidden in rolled.chain(open) {
-            if let Err(error) = self.remove(&self.names, hidden) {
+            if let Err(error) = remove(&self.directory, &self.names.hidden(hidden)) {
                 tracing::debug!(%error, "an unprepared output file stays");
             }
         }

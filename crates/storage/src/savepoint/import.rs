@@ -1,18 +1,38 @@
 //! The beginning of a job from a savepoint or a retained checkpoint: it becomes the new job's own first checkpoint. It
 //! never publishes it, and needs nothing of the savepoint afterwards.
 
+use bytes::Bytes;
 use futures::StreamExt;
 use tidemill_protocol::manifest::{CheckpointMetadata, ObjectRef};
 use tidemill_protocol::{CheckpointId, JobId};
 
-use super::COPIES_MAX;
 use super::copy::Target;
 use super::place::Place;
+use super::{COPIES_MAX, Found};
 use crate::error::SavepointError;
 use crate::fault::fault_point;
-use crate::{Store, keys};
+use crate::{ReadError, Store, keys};
 
 impl Store {
+    /// The graph, as it was stored, of the job that a savepoint, or a retained checkpoint, was taken of. That of a retained
+    /// one is whatever the store has: its hash in the checkpoint's metadata says whether it is right.
+    ///
+    /// # Errors
+    /// When there is neither at this place, and when it cannot be read.
+    pub async fn graph_at(&self, name: &str) -> Result<Bytes, SavepointError> {
+        let found = Place::to_read(self, name)?.find().await?;
+        match &found {
+            Found::Savepoint(place, savepoint) => {
+                Ok(place.inside()?.get_object(&savepoint.graph).await?)
+            }
+            Found::Checkpoint(place, metadata) => {
+                let key = keys::graph(metadata.job);
+                let graph = place.get_if_there(&key).await?;
+                Ok(graph.ok_or(ReadError::Missing { key })?)
+            }
+        }
+    }
+
     /// Copies a savepoint, or a retained checkpoint, below `checkpoints/<job>/<checkpoint>/`; returns its metadata object,
     /// for the job's first pointer to name. May be repeated.
     ///

@@ -187,6 +187,53 @@ fn what_another_job_prepared_is_still_to_be_shown_after_the_next_failure() {
 }
 
 #[test]
+fn a_job_that_writes_elsewhere_shows_what_was_prepared_where_that_was() {
+    let (old, new) = (temporary(), temporary());
+    let mut sink = start(&files(old.path()));
+    sink.write(&batch(&["before"])).expect("written");
+    let state = sink.prepare(checkpoint(7)).expect("prepared");
+    drop(sink);
+
+    let mut next = begun_from(&files(new.path()), 0x6b, &state);
+    next.write(&batch(&["after"])).expect("written");
+    // It fails before it has come to show anything, and goes on from its own checkpoint.
+    let state = next.prepare(checkpoint(1)).expect("prepared");
+    drop(next);
+    let mut next = begun_from(&files(new.path()), 0x6b, &state);
+    next.commit(checkpoint(1)).expect("both shown");
+    let named = |name: &str, text: &str| [(name.to_owned(), text.to_owned())].into();
+    let before = named("part-5a5a5a5a-2-0-00003-1-000007", "before\n");
+    let after = named("part-6b6b6b6b-2-0-00003-1-000001", "after\n");
+    assert_eq!(content(old.path()), before);
+    assert_eq!(content(new.path()), after);
+    next.commit(checkpoint(1)).expect("it may be repeated");
+    assert_eq!((content(old.path()), content(new.path())), (before, after));
+}
+
+#[test]
+fn what_was_prepared_where_nobody_can_look_is_not_taken_for_shown() {
+    let (old, new) = (temporary(), temporary());
+    let mut sink = start(&files(old.path()));
+    sink.write(&batch(&["before"])).expect("written");
+    let state = sink.prepare(checkpoint(7)).expect("prepared");
+    drop(sink);
+    let path = old.path().to_owned();
+    drop(old);
+    let identity = identity(1);
+    let refused = SinkWriter::restore(&files(new.path()), identity, Box::new(|_| {}), &state);
+    let refused = refused.expect_err("the directory is gone").to_string();
+    assert!(
+        refused.contains(path.to_str().expect("it is UTF-8")),
+        "{refused}"
+    );
+    // Whoever has moved the output away leaves an empty directory.
+    fs::create_dir(&path).expect("made");
+    let mut next = begun_from(&files(new.path()), 0x6b, &state);
+    next.commit(checkpoint(0)).expect("taken for shown");
+    fs::remove_dir(&path).expect("removed");
+}
+
+#[test]
 fn raw_records_have_nothing_added_and_large_outputs_roll() {
     let directory = temporary();
     let path = directory.path().to_str().expect("it is UTF-8");
