@@ -1,6 +1,6 @@
 //! `tidemill info`: everything about one job.
 
-use tidemill_jobmanager::views::{JobDetail, StageView};
+use tidemill_jobmanager::views::{JobDetail, StageView, TaskView};
 
 use super::Session;
 use super::describe;
@@ -19,7 +19,7 @@ pub(crate) fn info(session: &Session, options: &Job) -> Result<(), Failure> {
     if session.is_json() {
         return print::json(&job);
     }
-    let mut sections = vec![summary(&job), stages(&job), tasks(&job)];
+    let mut sections = vec![summary(&job), stages(&job), tasks(&job.tasks_detail)];
     if let Some(failure) = &job.last_failure {
         let heading = format!("Last failure, {} ago:", units::ago(failure.at_ms));
         sections.push(format!("{heading}\n  {}", describe::failure(failure)));
@@ -190,8 +190,10 @@ fn receivers(job: &JobDetail, stage: &StageView) -> String {
         .join(", ")
 }
 
-fn tasks(job: &JobDetail) -> String {
-    let mut table = Table::new(&[
+/// Who keeps a task's image at hand is shown where anybody does.
+fn tasks(tasks: &[TaskView]) -> String {
+    let has_standby = tasks.iter().any(|task| task.standby.is_some());
+    let mut headings = vec![
         "TASK",
         "STATUS",
         "TASKMANAGER",
@@ -201,10 +203,12 @@ fn tasks(job: &JobDetail) -> String {
         "MEMORY",
         "BUSY",
         "WAITED FOR ROOM",
-    ]);
-    for task in &job.tasks_detail {
+    ];
+    headings.extend(has_standby.then_some("KEPT WARM ON"));
+    let mut table = Table::new(&headings);
+    for task in tasks {
         let progress = &task.progress;
-        table.row([
+        let cells = [
             task.id.clone(),
             describe::task_status(task.status).to_owned(),
             task.task_manager.clone().unwrap_or_else(|| "-".to_owned()),
@@ -214,7 +218,64 @@ fn tasks(job: &JobDetail) -> String {
             units::bytes(progress.memory_bytes),
             units::microseconds(progress.busy_us),
             units::microseconds(progress.backpressured_us),
-        ]);
+        ];
+        table.row(
+            cells
+                .into_iter()
+                .chain(has_standby.then(|| kept_warm(task))),
+        );
     }
     table.rendered("no tasks")
+}
+
+/// The second TaskManager of a task, and the checkpoint whose image it has.
+fn kept_warm(task: &TaskView) -> String {
+    let Some(standby) = &task.standby else {
+        return "-".to_owned();
+    };
+    let checkpoint = standby.checkpoint.as_deref().unwrap_or("not yet");
+    format!("{} ({checkpoint})", standby.task_manager)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use tidemill_jobmanager::views::{ProgressView, StandbyView, TaskStatus, TimingsView};
+
+    fn task(standby: Option<StandbyView>) -> TaskView {
+        TaskView {
+            id: "1/0".into(),
+            stage: 1,
+            subtask: 0,
+            name: "count".into(),
+            status: TaskStatus::Running,
+            attempt: Some("3.2".into()),
+            task_manager: Some("worker-1".into()),
+            standby,
+            timings: TimingsView::default(),
+            progress: ProgressView::default(),
+        }
+    }
+
+    #[test]
+    fn the_second_task_manager_is_shown_with_what_it_has_where_there_is_one() {
+        assert!(!tasks(&[task(None)]).contains("WARM"));
+        let standby = |checkpoint: Option<&str>| StandbyView {
+            task_manager: "worker-2".into(),
+            checkpoint: checkpoint.map(Into::into),
+        };
+        let shown = tasks(&[
+            task(Some(standby(Some("3.7")))),
+            task(Some(standby(None))),
+            task(None),
+        ]);
+        let last_columns: Vec<&str> = shown
+            .lines()
+            .filter_map(|line| line.rsplit("  ").next())
+            .collect();
+        assert_eq!(
+            last_columns,
+            ["KEPT WARM ON", "worker-2 (3.7)", "worker-2 (not yet)", "-"]
+        );
+    }
 }
