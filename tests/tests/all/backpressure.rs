@@ -80,7 +80,7 @@ fn checkpoints_of_a_job_under_backpressure_are_quick_and_restored_exactly() -> a
         .set("taskmanager.channel_queue_max_bytes", 64 << 10)
         .set("checkpoints.interval_ms", 500);
     let mut cluster = Cluster::start(options)?;
-    let running = slow_count(&cluster, "output", 300_000, ALIGNED_TIMEOUT_MS)?;
+    let running = slow_count(&cluster, "output", 500_000, ALIGNED_TIMEOUT_MS)?;
     let seen = cluster.wait_for("checkpoints with frames in them", ALIGNED_LIMIT, |_| {
         let unaligned = |checkpoint: &Value| checkpoint["unaligned"] == true;
         let mut completed = completed(&running.job)?;
