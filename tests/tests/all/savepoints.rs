@@ -76,9 +76,19 @@ fn a_job_that_is_stopped_goes_on_from_its_savepoint_however_often_and_wherever_i
     fs::remove_dir_all(&stopped.output)?;
     copy_directory(&aside, &stopped.output)?;
     go_on(&mut cluster, "output", "moved/here")?;
+    go_on_elsewhere(&mut cluster, "moved/here", &aside)?;
 
     what_does_not_fit_is_refused(&cluster, &stopped, "moved/here")?;
     cluster.shut_down()
+}
+
+/// A job that writes to another directory puts there what the stopped one had not written.
+fn go_on_elsewhere(cluster: &mut Cluster, path: &str, before: &Path) -> anyhow::Result<()> {
+    let from = ["--from-savepoint", path];
+    let running = keyed_count_with(cluster, "elsewhere", JOB_SECONDS, &from)?;
+    running.job.wait_until(cluster, "finished", JOB_LIMIT)?;
+    copy_directory(before, &running.output)?;
+    running.truth.check(&running.output)
 }
 
 /// A job cannot begin from this savepoint with another module, from a damaged copy of it, or from nowhere.

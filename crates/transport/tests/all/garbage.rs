@@ -171,10 +171,7 @@ async fn data_on_a_liveness_connection_ends_it() {
         .expect("connected");
     stream.write_all(b"more").await.expect("sent");
     let loss = soon("the loss", liveness.lost()).await;
-    assert!(
-        matches!(loss, tidemill_transport::LivenessLoss::Garbage { .. }),
-        "{loss}"
-    );
+    assert!(matches!(loss, LivenessLoss::Garbage { .. }), "{loss}");
 }
 
 #[tokio::test]
