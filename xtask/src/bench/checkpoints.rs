@@ -6,18 +6,20 @@
 //! It never takes a figure of a checkpoint that had begun before the measurement, such as the first of a job, which
 //! stores everything.
 
+mod figures;
+mod rows;
+
 use std::collections::BTreeMap;
-use std::fmt;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, ensure};
-use serde_json::{Value, json};
 
+use self::figures::{Checkpoint, Figures, Run, TURN_PER_WORK, read_checkpoint, table};
+use self::rows::{Row, rows};
 use super::own::Sample;
 use super::place::{Place, available_memory_bytes, unix_ms};
-use super::statistics::{mean, median, percentile};
 use crate::cluster::Cluster;
 use crate::cluster::rest::{list, number, text};
 use crate::interrupt;
@@ -36,9 +38,6 @@ const TURN_MS: u64 = 3000;
 
 /// How long before the end of a turn everything of it has been done and reported.
 const SETTLED_MS: u64 = 200;
-
-/// A turn by the time that is worked in it.
-const TURN_PER_WORK: f64 = 1.25;
 
 /// A measurement goes on until so many of its checkpoints are complete, for so many times its length at most.
 const CHECKPOINTS_MIN: usize = 3;
@@ -74,68 +73,6 @@ pub(crate) struct Arguments {
     /// Measure this binary instead of building one.
     #[arg(long, value_name = "FILE")]
     pub(super) binary: Option<PathBuf>,
-}
-
-/// A size of state and how much of it is written.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Row {
-    tasks: u64,
-    mib_per_task: u64,
-    /// Of the pages, each second.
-    percent: u64,
-    /// Neither job has checkpoints.
-    is_null: bool,
-}
-
-impl Row {
-    const fn state_mib(self) -> u64 {
-        self.tasks * self.mib_per_task
-    }
-
-    /// Whether two jobs of this size can be there at once.
-    const fn takes_turns(self) -> bool {
-        self.state_mib() <= 1024
-    }
-
-    /// Pages that each task writes in a second.
-    const fn writes(self) -> u64 {
-        self.mib_per_task * PAGES_PER_MIB * self.percent / 100
-    }
-}
-
-impl fmt::Display for Row {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let size = match self.state_mib() {
-            mib if mib >= 1024 => format!("{} GiB", mib / 1024),
-            mib => format!("{mib} MiB"),
-        };
-        write!(f, "{size} in {} task(s), {} %/s", self.tasks, self.percent)?;
-        f.write_str(if self.is_null { ", none in either" } else { "" })
-    }
-}
-
-/// Every row, the quickest first. Memory is 32-bit, so that 8 GiB take several tasks.
-fn rows(arguments: &Arguments) -> Vec<Row> {
-    let sizes = [(1, 64), (1, 1024), (8, 1024)];
-    let all = sizes.into_iter().flat_map(|(tasks, mib_per_task)| {
-        [1, 10, 100]
-            .into_iter()
-            .flat_map(move |percent| [false, true].map(|is_null| (percent, is_null)))
-            .map(move |(percent, is_null)| Row {
-                tasks,
-                mib_per_task,
-                percent,
-                is_null,
-            })
-    });
-    let wanted = |list: &[u64], value| list.is_empty() || list.contains(&value);
-    all.filter(|row| {
-        wanted(&arguments.sizes_mib, row.state_mib())
-            && wanted(&arguments.percents, row.percent)
-            && (!row.is_null || arguments.null && row.takes_turns())
-            && (!arguments.quick || row.state_mib() * row.percent <= 6400)
-    })
-    .collect()
 }
 
 /// Builds, measures and prints the table.
@@ -208,47 +145,6 @@ struct Bench {
     directory: PathBuf,
     steady: Duration,
     rounds: u32,
-}
-
-/// One checkpoint of a measurement.
-#[derive(Clone, Debug, PartialEq)]
-struct Checkpoint {
-    started_at_ms: u64,
-    duration_ms: f64,
-    dirty_bytes: u64,
-    written_bytes: u64,
-    pauses_ms: Vec<f64>,
-}
-
-impl Checkpoint {
-    /// Whether it began in the part of such a turn in which a second's writes had gone before.
-    const fn is_in_turn(&self, turn: u64) -> bool {
-        let in_turn_ms = (self.started_at_ms % (2 * TURN_MS)).wrapping_sub(turn * TURN_MS);
-        in_turn_ms >= 1000 && in_turn_ms < TURN_MS / 5 * 4
-    }
-}
-
-/// One run of the job, or one turn.
-struct Run {
-    rate: f64,
-    processors: f64,
-    others: f64,
-    checkpoints: Vec<Checkpoint>,
-    failed: u64,
-}
-
-impl Run {
-    /// One turn; its checkpoints are collected otherwise.
-    fn of_turn(before: &Sample, after: &Sample) -> anyhow::Result<Self> {
-        let figures = after.since(before)?;
-        Ok(Self {
-            rate: figures.rate * TURN_PER_WORK,
-            processors: figures.processors * TURN_PER_WORK,
-            others: figures.others,
-            checkpoints: Vec::new(),
-            failed: 0,
-        })
-    }
 }
 
 impl Bench {
@@ -467,221 +363,4 @@ fn collect(
         }
     }
     Ok(())
-}
-
-fn read_checkpoint(summary: &Value, detail: &Value) -> anyhow::Result<Checkpoint> {
-    let ms = |of: &Value, field| anyhow::Ok(number(of, field)? as f64 / 1000.0);
-    let captures = detail["captures"].as_array();
-    let pauses_ms = captures
-        .into_iter()
-        .flatten()
-        .map(|capture| ms(capture, "pause_us"))
-        .collect::<anyhow::Result<Vec<_>>>()?;
-    Ok(Checkpoint {
-        started_at_ms: number(summary, "started_at_ms")?,
-        duration_ms: ms(summary, "duration_us")?,
-        dirty_bytes: number(summary, "dirty_bytes")?,
-        written_bytes: number(summary, "written_bytes")?,
-        pauses_ms,
-    })
-}
-
-/// What the runs of a row came to.
-#[derive(Default)]
-struct Figures {
-    with: Vec<f64>,
-    without: Vec<f64>,
-    processors_with: Vec<f64>,
-    processors_without: Vec<f64>,
-    others: Vec<f64>,
-    checkpoints: Vec<Checkpoint>,
-    failed: u64,
-}
-
-impl Figures {
-    fn add(&mut self, run: Run, has_checkpoints: bool) {
-        let (rates, processors) = match has_checkpoints {
-            true => (&mut self.with, &mut self.processors_with),
-            false => (&mut self.without, &mut self.processors_without),
-        };
-        rates.push(run.rate);
-        processors.push(run.processors);
-        self.others.push(run.others);
-        self.checkpoints.extend(run.checkpoints);
-        self.failed += run.failed;
-    }
-
-    fn pause_ms(&self, percent: usize) -> Option<f64> {
-        let pauses = self.checkpoints.iter().flat_map(|it| it.pauses_ms.clone());
-        percentile(pauses.collect(), percent)
-    }
-
-    fn duration_ms(&self, percent: usize) -> Option<f64> {
-        let durations = self.checkpoints.iter().map(|it| it.duration_ms);
-        percentile(durations.collect(), percent)
-    }
-
-    /// The middle checkpoint's, in MiB.
-    fn mib(&self, bytes: impl Fn(&Checkpoint) -> u64) -> Option<f64> {
-        let all = self.checkpoints.iter().map(|it| bytes(it) as f64);
-        Some(median(all.collect())? / MIB as f64)
-    }
-
-    /// All bytes written by all dirty bytes.
-    fn amplification(&self) -> Option<f64> {
-        let sum = |bytes: fn(&Checkpoint) -> u64| self.checkpoints.iter().map(bytes).sum::<u64>();
-        let (written, dirty) = (sum(|it| it.written_bytes), sum(|it| it.dirty_bytes));
-        (dirty > 0).then(|| written as f64 / dirty as f64)
-    }
-
-    /// Of each pair of turns, in its order.
-    fn losses_percent(&self) -> Vec<f64> {
-        let rounds = self.with.iter().zip(&self.without);
-        rounds
-            .map(|(with, without)| (1.0 - with / without) * 100.0)
-            .collect()
-    }
-
-    /// The middle pair's.
-    fn loss_percent(&self) -> Option<f64> {
-        median(self.losses_percent())
-    }
-
-    fn to_json(&self, row: Row, place: &Place) -> Value {
-        json!({
-            "state_mib": row.state_mib(),
-            "null": row.is_null,
-            "tasks": row.tasks,
-            "percent": row.percent,
-            "pause_ms_p50": self.pause_ms(50),
-            "pause_ms_p99": self.pause_ms(99),
-            "duration_ms_p50": self.duration_ms(50),
-            "duration_ms_max": self.duration_ms(100),
-            "dirty_mib": self.mib(|it| it.dirty_bytes),
-            "written_mib": self.mib(|it| it.written_bytes),
-            "written_by_dirty": self.amplification(),
-            "checkpoints": self.checkpoints.len(),
-            "failed": self.failed,
-            "rates_with": self.with,
-            "rates_without": self.without,
-            "losses_percent": self.losses_percent(),
-            "loss_percent": self.loss_percent(),
-            "cores_with": mean(&self.processors_with),
-            "cores_without": mean(&self.processors_without),
-            "foreign_cores": mean(&self.others),
-            "store": place.to_string(),
-        })
-    }
-
-    fn line(&self, row: Row) -> String {
-        let number = |value: Option<f64>, digits: usize| match value {
-            Some(value) => format!("{value:.digits$}"),
-            None => "-".to_owned(),
-        };
-        let millions = |rates: &[f64]| number(median(rates.to_vec()).map(|rate| rate / 1e6), 2);
-        let losses = |percent| number(percentile(self.losses_percent(), percent), 1);
-        let failed = match self.failed {
-            0 => String::new(),
-            failed => format!(" (+{failed} failed)"),
-        };
-        format!(
-            "| {row} | {} / {} | {} / {} | {}{failed} | {} | {} | {} | {} | {} | {} % ({} to {}) | {} / {} | {} |",
-            number(self.pause_ms(50), 2),
-            number(self.pause_ms(99), 2),
-            number(self.duration_ms(50), 0),
-            number(self.duration_ms(100), 0),
-            self.checkpoints.len(),
-            number(self.mib(|it| it.dirty_bytes), 1),
-            number(self.mib(|it| it.written_bytes), 1),
-            number(self.amplification(), 3),
-            millions(&self.without),
-            millions(&self.with),
-            number(self.loss_percent(), 1),
-            losses(25),
-            losses(75),
-            number(mean(&self.processors_without), 2),
-            number(mean(&self.processors_with), 2),
-            number(mean(&self.others), 2),
-        )
-    }
-}
-
-fn table(rows: &[(Row, Figures)]) -> String {
-    let mut table = "| state, pages written | pause p50 / p99, ms | checkpoint p50 / max, ms | checkpoints | dirty MiB | written MiB | written ÷ dirty | M records/s without | with | loss: median (quartiles) | cores without / with | others' cores |\n\
-                     |---|---|---|---|---|---|---|---|---|---|---|---|\n"
-        .to_owned();
-    for (row, figures) in rows {
-        table.push_str(&figures.line(*row));
-        table.push('\n');
-    }
-    table
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn arguments(quick: bool) -> Arguments {
-        Arguments {
-            quick,
-            sizes_mib: Vec::new(),
-            percents: Vec::new(),
-            seconds: 8,
-            rounds: 2,
-            null: false,
-            binary: None,
-        }
-    }
-
-    #[test]
-    fn quick_rows_are_the_small_ones() {
-        assert_eq!(rows(&arguments(false)).len(), 9);
-        let quick: Vec<String> = rows(&arguments(true)).iter().map(Row::to_string).collect();
-        assert_eq!(
-            quick,
-            [
-                "64 MiB in 1 task(s), 1 %/s",
-                "64 MiB in 1 task(s), 10 %/s",
-                "64 MiB in 1 task(s), 100 %/s",
-                "1 GiB in 1 task(s), 1 %/s"
-            ]
-        );
-        let only = Arguments {
-            sizes_mib: vec![8192],
-            percents: vec![10],
-            ..arguments(false)
-        };
-        assert_eq!(rows(&only)[0].writes(), 26_214);
-    }
-
-    #[test]
-    fn figures_are_of_all_runs_together() {
-        let checkpoint = |duration_us: u64, written_bytes: u64| {
-            let summary = json!({
-                "started_at_ms": 0, "duration_us": duration_us, "dirty_bytes": MIB, "written_bytes": written_bytes,
-            });
-            let detail = json!({"captures": [{"pause_us": duration_us / 100}]});
-            read_checkpoint(&summary, &detail).expect("all that is read")
-        };
-        let run = |rate: f64, checkpoints: Vec<Checkpoint>| Run {
-            rate,
-            processors: 1.0,
-            others: 0.0,
-            checkpoints,
-            failed: 0,
-        };
-        let mut figures = Figures::default();
-        figures.add(run(90.0, vec![checkpoint(100_000, 2 * MIB)]), true);
-        figures.add(run(100.0, Vec::new()), false);
-        figures.add(run(96.0, vec![checkpoint(300_000, MIB)]), true);
-        figures.add(run(100.0, Vec::new()), false);
-        figures.add(run(99.0, Vec::new()), true);
-        figures.add(run(100.0, Vec::new()), false);
-        assert_eq!(figures.pause_ms(50), Some(1.0));
-        assert_eq!(figures.pause_ms(99), Some(3.0));
-        assert_eq!(figures.duration_ms(100), Some(300.0));
-        assert_eq!(figures.amplification(), Some(1.5));
-        let loss = figures.loss_percent().expect("both were measured");
-        assert!((loss - 4.0).abs() < 1e-9, "{loss}");
-    }
 }
