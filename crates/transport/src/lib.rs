@@ -30,7 +30,7 @@
 //! assert_eq!(from_worker.recv::<ToLeader>().await?, Some(message));
 //! # Ok(()) }
 //! ```
-#![forbid(unsafe_code)]
+#![deny(unsafe_code)]
 
 mod blob;
 mod certs;
@@ -45,6 +45,7 @@ mod loss;
 mod options;
 mod stream;
 mod tls;
+mod witness;
 
 pub use blob::{BlobConnection, BlobServed, FetchError, FetchLimits, fetch_blob};
 pub use certs::{CertificateError, ClusterCa, Credentials, NodeIdentity};

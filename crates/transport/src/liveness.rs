@@ -1,6 +1,7 @@
 //! The idle TCP connection beside QUIC. When a process ends, for whatever reason, its kernel closes its sockets, and the
 //! other side hears at once what QUIC would only learn from silence. A connection is bound to a registration by a token
-//! that was sent over QUIC; it carries nothing else, ever.
+//! that was sent over QUIC; it carries nothing else, ever. On the side that connects, a thread of its own holds it, for which
+//! see `witness.rs`.
 //!
 //! The token crosses the network in the clear. Whoever steals one can at most make a TaskManager's own attempt fail,
 //! which the TaskManager repeats with a new one; it opens no other door.
@@ -18,6 +19,7 @@ use tokio::sync::{Semaphore, oneshot};
 
 use crate::loss::canonical;
 use crate::stream::within;
+use crate::witness::Witness;
 
 /// The length of a token.
 pub const LIVENESS_TOKEN_BYTES: usize = 16;
@@ -40,8 +42,17 @@ const BACKLOG: i32 = 256;
 /// An open liveness connection. Keep it for as long as the process is to be seen alive.
 #[derive(Debug)]
 pub struct Liveness {
-    stream: TcpStream,
+    connection: Connection,
     peer: SocketAddr,
+}
+
+/// Who holds the connection.
+#[derive(Debug)]
+enum Connection {
+    /// The process, as it holds all its files.
+    Process(TcpStream),
+    /// A thread, so that it closes first when the process is killed.
+    Thread(Witness),
 }
 
 /// Who answers at a liveness port.
@@ -170,15 +181,41 @@ impl Liveness {
     fn new(stream: TcpStream, peer: SocketAddr) -> Self {
         watch_closely(&stream);
         Self {
-            stream,
+            connection: Connection::Process(stream),
             peer: canonical(peer),
         }
+    }
+
+    /// Has the connection close before everything else when this process is killed, where the system can do that.
+    async fn closing_first(stream: TcpStream, peer: SocketAddr) -> io::Result<Self> {
+        watch_closely(&stream);
+        let blocking = stream.into_std()?;
+        blocking.set_nonblocking(false)?;
+        let connection = match Witness::hold(blocking).await {
+            Ok(witness) => Connection::Thread(witness),
+            Err((error, None)) => return Err(error),
+            Err((error, Some(stream))) => {
+                tracing::debug!(
+                    "if this process is killed, others learn of it when its memory is free: {error}"
+                );
+                stream.set_nonblocking(true)?;
+                Connection::Process(TcpStream::from_std(stream)?)
+            }
+        };
+        Ok(Self {
+            connection,
+            peer: canonical(peer),
+        })
     }
 
     /// Waits until the other process is lost. May be dropped and called again.
     pub async fn lost(&mut self) -> LivenessLoss {
         let peer = self.peer;
-        match self.stream.read(&mut [0; 1]).await {
+        let read = match &mut self.connection {
+            Connection::Process(stream) => stream.read(&mut [0; 1]).await,
+            Connection::Thread(witness) => witness.read().await,
+        };
+        match read {
             Ok(0) => LivenessLoss::Ended { peer },
             Ok(_) => LivenessLoss::Garbage { peer },
             Err(error) if error.kind() == io::ErrorKind::ConnectionReset => {
@@ -283,7 +320,9 @@ pub async fn connect_liveness(
         let shown = stream.write_all(&token).await;
         let mut answer = [0; 1];
         match shown.and(stream.read_exact(&mut answer).await) {
-            Ok(_) if answer[0] == ACCEPTED => Ok(Liveness::new(stream, address)),
+            Ok(_) if answer[0] == ACCEPTED => Liveness::closing_first(stream, address)
+                .await
+                .map_err(failed),
             _ => Err(LivenessError::Refused { address }),
         }
     };
