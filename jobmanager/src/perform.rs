@@ -326,7 +326,7 @@ impl Performer {
                         total_bytes,
                     };
                     // A reign that is over hears nothing.
-                    let _ = done.send(Done::Performed { job, result });
+                    let _ = done.send(Done::performed(job, result));
                 }
             };
             let written = hands.store.write_savepoint(&directory, of, progress).await;
@@ -475,7 +475,7 @@ impl Performer {
         tokio::spawn(over.run_until_cancelled_owned(async move {
             if let Some(result) = result.await {
                 // A reign that is over hears nothing.
-                let _ = done.send(Done::Performed { job, result });
+                let _ = done.send(Done::performed(job, result));
             }
         }));
     }

@@ -50,9 +50,16 @@ pub(crate) struct Submission {
 /// What was done elsewhere for the leader.
 pub(crate) enum Done {
     /// What came of an action for a job.
-    Performed { job: JobId, result: job::Event },
+    Performed { job: JobId, result: Box<job::Event> },
     /// A submission is checked, and all of it but its record is stored.
     Checked(Box<Submission>),
+}
+
+impl Done {
+    pub(crate) fn performed(job: JobId, result: job::Event) -> Self {
+        let result = Box::new(result);
+        Self::Performed { job, result }
+    }
 }
 
 /// Everything that a leading JobManager has, beyond what a process has.
@@ -179,7 +186,10 @@ impl Reign {
 
     pub(crate) fn on_done(&mut self, done: Done) {
         match done {
-            Done::Performed { job, result } => self.tell(Event::Performed { job, result }),
+            Done::Performed { job, result } => self.tell(Event::Performed {
+                job,
+                result: *result,
+            }),
             Done::Checked(submission) => self.on_submission(*submission),
         }
     }

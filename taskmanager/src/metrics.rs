@@ -66,6 +66,7 @@ struct TaskFigures {
     captures: u64,
     unaligned: u64,
     dirty_bytes: u64,
+    ahead_bytes: u64,
     written_bytes: u64,
     channel_bytes: u64,
     last: CaptureStats,
@@ -76,6 +77,7 @@ impl TaskFigures {
         self.captures += 1;
         self.unaligned += u64::from(stats.unaligned);
         self.dirty_bytes = self.dirty_bytes.saturating_add(stats.dirty_bytes);
+        self.ahead_bytes = self.ahead_bytes.saturating_add(stats.ahead_bytes);
         self.written_bytes = self.written_bytes.saturating_add(stats.written_bytes);
         self.channel_bytes = self.channel_bytes.saturating_add(stats.channel_bytes);
         self.last = stats;

@@ -44,6 +44,15 @@ impl Job {
         self.rest.get(&format!("/v1/jobs/{}/checkpoints", self.id))
     }
 
+    /// One of its checkpoints, `epoch.counter`, task by task.
+    ///
+    /// # Errors
+    /// When the JobManager does not answer or does not know either of them.
+    pub fn checkpoint(&self, checkpoint: &str) -> anyhow::Result<Value> {
+        let checkpoints = format!("/v1/jobs/{}/checkpoints", self.id);
+        self.rest.get(&format!("{checkpoints}/{checkpoint}"))
+    }
+
     /// What it is doing: `running`, `waiting`, …
     ///
     /// # Errors

@@ -156,6 +156,7 @@ fn task_by_task(view: &CheckpointDetail) -> String {
         "UPLOAD",
         "IMAGE",
         "DIRTY",
+        "AHEAD",
         "WRITTEN",
         "CHANNELS",
         "",
@@ -176,7 +177,7 @@ fn task_order(task: &str) -> (u32, u32) {
     (number(stage), number(subtask))
 }
 
-fn capture_row(capture: &TaskCaptureView) -> [String; 12] {
+fn capture_row(capture: &TaskCaptureView) -> [String; 13] {
     let note = match (capture.finished, capture.unaligned) {
         (true, _) => "finished",
         (false, true) => "unaligned",
@@ -194,6 +195,7 @@ fn capture_row(capture: &TaskCaptureView) -> [String; 12] {
         units::microseconds(capture.upload_us),
         units::bytes(capture.image_bytes),
         units::bytes(capture.dirty_bytes),
+        units::bytes(capture.ahead_bytes),
         units::bytes(capture.written_bytes),
         units::bytes(capture.channel_bytes),
         note.to_owned(),
@@ -239,6 +241,7 @@ mod tests {
             upload_us: 9_000,
             image_bytes: 1 << 20,
             dirty_bytes: 8192,
+            ahead_bytes: 2048,
             written_bytes: 4096,
             channel_bytes: 512,
             unaligned: task == "1/2",

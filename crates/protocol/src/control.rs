@@ -411,6 +411,8 @@ pub struct CaptureStats {
     pub image_bytes: u64,
     /// The pages that the capture held, uncompressed.
     pub dirty_bytes: u64,
+    /// Of those pages, what was copied before the pause; a page that was copied twice counts twice.
+    pub ahead_bytes: u64,
     /// What was written to the store.
     pub written_bytes: u64,
     /// Frames that became part of the checkpoint because their barriers came late.

@@ -23,6 +23,9 @@ const FAR_WORD: usize = 256;
 /// Pages that are filled or checked in one call.
 const PAGES_PER_CALL: usize = 2048;
 
+/// Pages that are written in one call at most.
+const WRITES_PER_CALL: usize = 32;
+
 /// The longest stretch of time that counts between two calls.
 const STRETCH_MAX_MS: u64 = 100;
 
@@ -302,8 +305,11 @@ impl Source for Stateful {
             return Next::Idle { until_ms };
         }
         self.pass_to(now_ms);
-        if self.table.writes < self.writes_due / 1000 {
-            self.table.write();
+        // With a rate of records it is called about once in a millisecond.
+        for _ in 0..WRITES_PER_CALL {
+            if self.table.writes < self.writes_due / 1000 {
+                self.table.write();
+            }
         }
         if self.rate > 0 && self.next >= (now_ms - self.began_ms) * self.rate / 1000 {
             return Next::Idle {

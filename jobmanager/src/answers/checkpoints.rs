@@ -164,6 +164,7 @@ fn capture(job: &Job, capture: &TaskCapture) -> TaskCaptureView {
         upload_us: stats.upload_us,
         image_bytes: stats.image_bytes,
         dirty_bytes: stats.dirty_bytes,
+        ahead_bytes: stats.ahead_bytes,
         written_bytes: stats.written_bytes,
         channel_bytes: stats.channel_bytes,
         unaligned: stats.unaligned,

@@ -90,6 +90,8 @@ pub struct TaskCaptureView {
     pub image_bytes: u64,
     /// The pages that were captured, uncompressed.
     pub dirty_bytes: u64,
+    /// Of these pages, what was copied before the pause; a page that was copied twice counts twice.
+    pub ahead_bytes: u64,
     /// What was written to the store.
     pub written_bytes: u64,
     /// Frames that became part of the checkpoint because their barriers came late.

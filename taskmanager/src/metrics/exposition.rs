@@ -141,7 +141,7 @@ const TASKS: [Family<TaskProgress>; 7] = [
 ];
 
 /// Of each task's captures, and of how it began.
-const CAPTURES: [Family<TaskFigures>; 10] = [
+const CAPTURES: [Family<TaskFigures>; 11] = [
     counter(
         "tidemill_taskmanager_task_captures_total",
         "Captures that are stored.",
@@ -156,6 +156,11 @@ const CAPTURES: [Family<TaskFigures>; 10] = [
         "tidemill_taskmanager_task_captured_dirty_bytes_total",
         "Pages captured, uncompressed.",
         |task| task.dirty_bytes as f64,
+    ),
+    counter(
+        "tidemill_taskmanager_task_captured_ahead_bytes_total",
+        "Pages copied before their capture's pause; those copied twice count twice.",
+        |task| task.ahead_bytes as f64,
     ),
     counter(
         "tidemill_taskmanager_task_captured_written_bytes_total",

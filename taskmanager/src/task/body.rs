@@ -59,6 +59,11 @@ pub(crate) trait Body {
     fn capture(&mut self, again: Vec<Range<u32>>, room: CaptureRoom)
     -> Result<Change, TaskFailure>;
 
+    /// Copies pages that changed, at most about so many, so that the next capture takes less time; how many it was.
+    fn capture_ahead(&mut self, _pages_max: u32) -> u64 {
+        0
+    }
+
     /// A native body's own state, which goes into the host's part of the image.
     fn native_state(&self) -> Vec<u8>;
 
@@ -155,6 +160,10 @@ impl Body for WasmBody {
             whole: captured.base.is_none(),
             capture: captured.into_stored(),
         })
+    }
+
+    fn capture_ahead(&mut self, pages_max: u32) -> u64 {
+        self.instance.capture_ahead(pages_max)
     }
 
     fn native_state(&self) -> Vec<u8> {

@@ -20,6 +20,7 @@ use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
 use tokio_util::sync::CancellationToken;
 
+use super::ahead::Ahead;
 use super::body::{Body, EnumeratorBody, WasmBody, call_failure};
 use super::capture::Capturing;
 use super::counters::{Counters, micros};
@@ -286,6 +287,7 @@ pub(super) fn run<B: Body>(
         splits,
         mailbox,
         capturing,
+        ahead: Ahead::default(),
         counters,
         started: now,
         phase: host.phase,

@@ -13,7 +13,7 @@ use std::time::{Duration, Instant};
 use tidemill_protocol::CheckpointId;
 use tidemill_protocol::control::{CaptureStats, CheckpointAcknowledgement, TaskState};
 use tidemill_protocol::image::{PageRun, StoredCapture};
-use tidemill_runtime::CaptureRoom;
+use tidemill_runtime::{CAPTURE_PAGE_BYTES, CaptureRoom};
 use tidemill_storage::{CaptureId, ImageChain, Store};
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
@@ -36,6 +36,14 @@ pub(crate) struct Change {
     pub(crate) whole: bool,
 }
 
+impl Change {
+    /// How many pages changed since the capture before; none where nobody has looked.
+    pub(crate) fn changed_pages(&self) -> u64 {
+        let runs = self.capture.runs.iter().filter(|_| !self.whole);
+        runs.map(|run| u64::from(run.pages)).sum()
+    }
+}
+
 /// A capture on its way.
 pub(crate) struct Captured {
     pub(crate) checkpoint: CheckpointId,
@@ -43,6 +51,8 @@ pub(crate) struct Captured {
     pub(crate) finished: bool,
     pub(crate) alignment: Duration,
     pub(crate) pause: Duration,
+    /// Pages that were copied before the pause.
+    pub(crate) ahead_pages: u64,
     /// Comes when the channels whose barriers were late have been recorded; `None` when none were.
     pub(crate) recorded: Option<oneshot::Receiver<Recorded>>,
 }
@@ -240,6 +250,7 @@ impl Captured {
             alignment_us: micros(self.alignment),
             pause_us: micros(self.pause),
             dirty_bytes: self.change.capture.bytes.len() as u64,
+            ahead_bytes: self.ahead_pages * CAPTURE_PAGE_BYTES as u64,
             unaligned: self.recorded.is_some(),
             ..CaptureStats::default()
         }

@@ -2,6 +2,7 @@
 //!
 //! A task knows its channels, its body and what it is told; it never knows the leader, the cluster or other tasks.
 
+mod ahead;
 mod body;
 mod build;
 mod capture;

@@ -16,6 +16,7 @@ use tidemill_protocol::split::SplitAssignment;
 use tidemill_protocol::{CheckpointId, Frame, FrameBody, codec};
 use tokio::sync::oneshot;
 
+use super::ahead::{Ahead, SLICE_PAGES};
 use super::body::{Body, Call};
 use super::capture::{Captured, Capturing};
 use super::counters::{Counters, add_time, micros};
@@ -65,6 +66,7 @@ pub(crate) struct Runner<B> {
     pub(crate) splits: Option<SplitRequests>,
     pub(crate) mailbox: Mailbox,
     pub(crate) capturing: Capturing,
+    pub(crate) ahead: Ahead,
     pub(crate) counters: Arc<Counters>,
     pub(crate) started: Instant,
     pub(crate) phase: Phase,
@@ -105,6 +107,7 @@ impl<B: Body> Runner<B> {
                 }
             }
             self.see_to_late_barriers()?;
+            self.copy_ahead();
             self.body.outputs().wake_receivers();
             let progress = self.step()?;
             self.count();
@@ -117,7 +120,7 @@ impl<B: Body> Runner<B> {
                 Progress::Idle(until) => self.idle(until)?,
                 Progress::Backpressured => {
                     let began = Instant::now();
-                    self.mailbox.wait(self.late_at());
+                    self.mailbox.wait(self.wake_at());
                     add_time(&self.counters.backpressured_us, began.elapsed());
                 }
             }
@@ -367,11 +370,25 @@ impl<B: Body> Runner<B> {
         self.on_alignment(actions)
     }
 
-    /// When barriers will be late, if that is yet to come.
-    fn late_at(&self) -> Option<Instant> {
-        let due = self.alignment.poll_timeout()?;
-        let wait = due.since(self.core_time());
-        (!wait.is_zero()).then(|| Instant::now() + wait)
+    /// When there is something to do though nothing arrives: barriers will be late, if they are not already, or pages can
+    /// be copied.
+    fn wake_at(&self) -> Option<Instant> {
+        let now = self.core_time();
+        let late = self.alignment.poll_timeout().filter(|due| *due > now);
+        let due = [late, self.ahead.due_at()].into_iter().flatten().min()?;
+        Some(Instant::now() + due.since(now))
+    }
+
+    /// Copies some of the pages that the next capture takes, if it is time to.
+    fn copy_ahead(&mut self) {
+        let Some(due) = self.ahead.due_at() else {
+            return;
+        };
+        let began = self.core_time();
+        if due <= began {
+            let pages = self.body.capture_ahead(SLICE_PAGES);
+            self.ahead.copied(began, self.core_time(), pages);
+        }
     }
 
     /// Waits no longer for barriers than it should, and reads the channels whose barriers are late: whether the task is
@@ -448,6 +465,9 @@ impl<B: Body> Runner<B> {
         let (again, room) = (self.capturing.again(), self.capturing.room());
         let mut change = self.body.capture(again, room)?;
         self.capturing.captured(checkpoint, &change);
+        let ahead_pages = self
+            .ahead
+            .captured(self.core_time(), change.changed_pages());
         change.capture.host_state = codec::encode(&self.host_state(sinks));
         let finished = self.phase == Phase::Finished;
         self.capturing.upload(Captured {
@@ -456,6 +476,7 @@ impl<B: Body> Runner<B> {
             finished,
             alignment,
             pause: began.elapsed(),
+            ahead_pages,
             recorded,
         });
         Ok(())
@@ -495,7 +516,7 @@ impl<B: Body> Runner<B> {
     }
 
     fn idle(&mut self, until: Option<Instant>) -> Result<(), TaskFailure> {
-        let until = [until, self.late_at()].into_iter().flatten().min();
+        let until = [until, self.wake_at()].into_iter().flatten().min();
         if !self.unflushed {
             self.mailbox.wait(until);
             return Ok(());

@@ -278,6 +278,8 @@ pub(crate) struct StateOptions<'a> {
     pub(crate) mib: u64,
     /// Tasks with a table.
     pub(crate) tasks: u64,
+    /// Pages that each writes in a second.
+    pub(crate) writes: u64,
     /// About how long it runs; its tasks make 1000 records in a second.
     pub(crate) seconds: u64,
     /// Whether the rows go through an exchange, so that all tasks are one region.
@@ -295,7 +297,7 @@ impl Stateful {
         for (name, value) in [
             ("job", "state".to_owned()),
             ("mib", options.mib.to_string()),
-            ("writes", "500".to_owned()),
+            ("writes", options.writes.to_string()),
             ("rate", "1000".to_owned()),
             ("count", count.to_string()),
             ("exchange", exchange.to_owned()),

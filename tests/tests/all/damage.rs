@@ -79,6 +79,7 @@ fn a_flipped_bit_anywhere_sends_the_job_back_to_the_checkpoint_before() -> anyho
                     name: &format!("flip-{number}"),
                     mib: 1,
                     tasks: 1,
+                    writes: 500,
                     seconds: JOB_SECONDS,
                     has_exchange: false,
                     more: &[],

@@ -31,6 +31,7 @@ fn lose_a_table(options: ClusterOptions, seconds: u64) -> anyhow::Result<(Cluste
             name: "rows",
             mib: 16,
             tasks: 2,
+            writes: 500,
             seconds,
             has_exchange: true,
             more: &[],
@@ -58,6 +59,48 @@ fn survivors_go_back_in_their_own_memory() -> anyhow::Result<()> {
         "the lost table was in the store only: {}",
         detail["recoveries"]
     );
+    cluster.shut_down()
+}
+
+/// What the tasks of the last checkpoint had copied before their barriers came, and what all of them captured.
+fn copied_ahead(state: &Stateful) -> anyhow::Result<(u64, u64)> {
+    let last = state.job.detail()?["last_checkpoint"].clone();
+    let last = last.as_str().context("a checkpoint is complete")?;
+    let detail = state.job.checkpoint(last)?;
+    let captures = detail["captures"].as_array();
+    let captures = captures.context("it is remembered task by task")?;
+    let sum = |field| captures.iter().filter_map(|it| it[field].as_u64()).sum();
+    Ok((sum("ahead_bytes"), sum("dirty_bytes")))
+}
+
+#[test]
+fn what_changes_much_is_copied_before_its_barriers_and_comes_back_exactly() -> anyhow::Result<()> {
+    let options = ClusterOptions::default().set("checkpoints.interval_ms", 1000);
+    let mut cluster = Cluster::start(options)?;
+    let options = StateOptions {
+        name: "rows",
+        mib: 64,
+        tasks: 1,
+        // Half of the table, and twice as much as a capture copies in its pause.
+        writes: 8192,
+        seconds: 12,
+        has_exchange: true,
+        more: &[],
+    };
+    let state = Stateful::submit(&cluster, &options)?;
+    let (ahead, dirty) = cluster.wait_for("pages copied ahead", REACTION_LIMIT, |_| {
+        if state.job.detail()?["last_checkpoint"].is_null() {
+            return Ok(None);
+        }
+        Ok(Some(copied_ahead(&state)?).filter(|(ahead, _)| *ahead > 0))
+    })?;
+    ensure!(
+        dirty >= 16 << 20,
+        "{ahead} bytes were copied ahead of only {dirty}"
+    );
+    let lost = state.host(&mut cluster, 0)?;
+    cluster.taskmanagers()[lost].kill()?;
+    state.finish(&mut cluster)?;
     cluster.shut_down()
 }
 
@@ -151,6 +194,7 @@ fn a_lost_task_reads_its_image_from_another_taskmanager_that_has_no_room_for_it(
         name: "rows",
         mib: 16,
         tasks: 2,
+        writes: 500,
         seconds: 20,
         has_exchange: true,
         more: &[],
@@ -161,6 +205,7 @@ fn a_lost_task_reads_its_image_from_another_taskmanager_that_has_no_room_for_it(
         name: "filler",
         mib: 1,
         tasks: 1,
+        writes: 500,
         ..tables
     };
     let filler = Stateful::submit(&cluster, &filler)?;

@@ -142,6 +142,7 @@ fn a_job_runs_on_while_a_savepoint_is_taken_of_it() -> anyhow::Result<()> {
         name: "rows",
         mib: 4,
         tasks: 2,
+        writes: 500,
         seconds: JOB_SECONDS,
         has_exchange: true,
         more: &[],

@@ -94,6 +94,7 @@ impl CheckpointRecord {
         all.upload_us = all.upload_us.max(task.upload_us);
         all.image_bytes = all.image_bytes.saturating_add(task.image_bytes);
         all.dirty_bytes = all.dirty_bytes.saturating_add(task.dirty_bytes);
+        all.ahead_bytes = all.ahead_bytes.saturating_add(task.ahead_bytes);
         all.written_bytes = all.written_bytes.saturating_add(task.written_bytes);
         all.channel_bytes = all.channel_bytes.saturating_add(task.channel_bytes);
         all.unaligned |= task.unaligned;

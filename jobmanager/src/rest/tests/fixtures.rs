@@ -93,6 +93,7 @@ pub(super) fn capture() -> TaskCaptureView {
         upload_us: 9_000,
         image_bytes: 1 << 20,
         dirty_bytes: 1 << 17,
+        ahead_bytes: 1 << 15,
         written_bytes: 1 << 16,
         channel_bytes: 512,
         unaligned: true,

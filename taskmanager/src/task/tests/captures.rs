@@ -135,6 +135,7 @@ proptest! {
                 finished: false,
                 alignment: std::time::Duration::ZERO,
                 pause: std::time::Duration::ZERO,
+                ahead_pages: 0,
                 recorded: None,
             });
             match fate {

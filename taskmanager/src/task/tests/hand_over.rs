@@ -518,6 +518,7 @@ fn an_upload_that_hangs_does_not_hold_up_the_next_checkpoint() {
         finished: false,
         alignment: Duration::ZERO,
         pause: Duration::ZERO,
+        ahead_pages: 0,
         recorded: None,
     };
     capturing.upload(captured(checkpoint(1, 4)));
