@@ -325,7 +325,7 @@ pub enum TaskState {
 pub struct DeployTimings {
     /// Getting and compiling the module.
     pub module_us: u64,
-    /// Reading the image from the store.
+    /// Reading what is needed of the image before the task runs: from the store, or from another TaskManager.
     pub fetch_us: u64,
     /// Making the instance and laying the image over it.
     pub restore_us: u64,

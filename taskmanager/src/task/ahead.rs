@@ -23,6 +23,10 @@ const SLICE_EVERY: Duration = Duration::from_millis(8);
 /// Pages are written again while others are copied: for every four slices one more is expected.
 const AGAIN: u32 = 4;
 
+/// Of the pages that are expected to change between two barriers, what is forgotten with each capture that had fewer: an
+/// eighth, so that a task that works in bursts is ready for the next one. To expect too many costs a few looks.
+const FORGOTTEN: u64 = 8;
+
 /// After all changed pages have been seen to, how many times as long as the last slice the next one waits, since it looks
 /// at the whole memory for a few pages.
 const REST: u32 = 15;
@@ -31,6 +35,8 @@ const REST: u32 = 15;
 #[derive(Debug, Default)]
 pub(crate) struct Ahead {
     captured_at: Option<Time>,
+    /// Pages that are likely to change until the next capture.
+    expected: u64,
     slices: Option<Slices>,
     /// Pages copied since the last capture.
     pages: u64,
@@ -46,13 +52,14 @@ struct Slices {
 }
 
 impl Ahead {
-    /// The task was captured: so many pages, of which all had changed since the capture before. Returns how many of them
+    /// The task was captured, and so many pages had changed since the capture before. Returns how many of them
     /// had been copied ahead; a page that was copied twice counts twice.
     pub(crate) fn captured(&mut self, now: Time, changed: u64) -> u64 {
         let interval = self.captured_at.replace(now).map(|last| now.since(last));
+        self.expected = changed.max(self.expected - self.expected.div_ceil(FORGOTTEN));
         self.slices = interval
-            .filter(|_| changed >= FROM_PAGES)
-            .map(|interval| Slices::before(now, interval, changed));
+            .filter(|_| self.expected >= FROM_PAGES)
+            .map(|interval| Slices::before(now, interval, self.expected));
         std::mem::take(&mut self.pages)
     }
 
@@ -81,8 +88,8 @@ impl Ahead {
 }
 
 impl Slices {
-    fn before(captured: Time, interval: Duration, changed: u64) -> Self {
-        let slices = changed.div_ceil(u64::from(SLICE_PAGES));
+    fn before(captured: Time, interval: Duration, pages: u64) -> Self {
+        let slices = pages.div_ceil(u64::from(SLICE_PAGES));
         let slices = u32::try_from(slices).unwrap_or(u32::MAX);
         let slices = slices.saturating_add(slices / AGAIN);
         let lead = SLICE_EVERY.saturating_mul(slices).min(interval / 2);
@@ -181,6 +188,17 @@ mod tests {
         // The barrier comes after all, and is no measure for the next but its own.
         ahead.captured(ms(5500), 25 * SLICE);
         assert_eq!(ahead.due_at(), Some(ms(9500 - 31 * 8)));
+    }
+
+    #[test]
+    fn a_task_that_works_in_bursts_is_ready_for_the_next_one_for_a_while() {
+        let mut ahead = regular(2 * FROM_PAGES);
+        let mut idle = 0;
+        while ahead.due_at().is_some() {
+            idle += 1;
+            ahead.captured(ms(1500 + idle * 1000), 0);
+        }
+        assert_eq!(idle, 6);
     }
 
     #[test]
