@@ -24,7 +24,7 @@ const FAR_WORD: usize = 256;
 const PAGES_PER_CALL: usize = 2048;
 
 /// Pages that are written in one call at most.
-const WRITES_PER_CALL: usize = 32;
+const WRITES_PER_CALL: u64 = 32;
 
 /// The longest stretch of time that counts between two calls.
 const STRETCH_MAX_MS: u64 = 100;
@@ -306,10 +306,10 @@ impl Source for Stateful {
         }
         self.pass_to(now_ms);
         // With a rate of records it is called about once in a millisecond.
-        for _ in 0..WRITES_PER_CALL {
-            if self.table.writes < self.writes_due / 1000 {
-                self.table.write();
-            }
+        let due = self.writes_due / 1000;
+        let end = due.min(self.table.writes + WRITES_PER_CALL);
+        while self.table.writes < end {
+            self.table.write();
         }
         if self.rate > 0 && self.next >= (now_ms - self.began_ms) * self.rate / 1000 {
             return Next::Idle {
