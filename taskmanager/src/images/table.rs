@@ -25,6 +25,10 @@ const IDLE: Duration = Duration::from_secs(60);
 /// A task whose captures are too large to be held has its image read from the store no more often than this.
 const REBUILD_INTERVAL: Duration = Duration::from_secs(10);
 
+/// While other warm images of a job are being made, it is said no more often than this which are there: where they change
+/// much, one of them always is.
+const SAY_INTERVAL: Duration = Duration::from_millis(100);
+
 /// An image has been made, or could not be.
 #[derive(Debug)]
 pub(super) struct Built {
@@ -38,6 +42,8 @@ pub(super) struct Table {
     options: ImagesOptions,
     builder: Builder,
     entries: HashMap<Key, Entry>,
+    /// When it was last said which images of a job are warm.
+    said_at: HashMap<JobId, Instant>,
     /// Counts builds and changes.
     counter: u64,
 }
@@ -48,6 +54,7 @@ impl Table {
             options,
             builder,
             entries: HashMap::new(),
+            said_at: HashMap::new(),
             counter: 0,
         }
     }
@@ -234,7 +241,9 @@ impl Table {
             return None;
         }
         self.warm_up(key);
-        self.said_of(key.0)
+        let said_at = self.said_at.get(&key.0);
+        let is_due = said_at.is_none_or(|at| at.elapsed() >= SAY_INTERVAL);
+        (is_due || !self.is_making_warm(key.0)).then(|| self.say_of(key.0))
     }
 
     /// A file has changed: those that have been as they are for the longest make room.
@@ -306,7 +315,11 @@ impl Table {
             entry.warm = Some((checkpoint, manifest));
             self.warm_up((job, task));
         }
-        self.said_of(job)
+        if over {
+            self.said_at.remove(&job);
+        }
+        // Otherwise it is said when they are made.
+        (!self.is_making_warm(job)).then(|| self.say_of(job))
     }
 
     /// Brings a warm image up to date, unless that is under way, or others are reading it as it is.
@@ -332,12 +345,23 @@ impl Table {
         }
     }
 
-    /// What is to be said of a job's warm images, once nothing more is under way.
-    fn said_of(&self, job: JobId) -> Option<Vec<WarmTask>> {
+    fn is_making_warm(&self, job: JobId) -> bool {
         let mut entries = self.entries.iter().filter(|((of, _), _)| *of == job);
-        let is_busy = entries.any(|(_, entry)| entry.warm.is_some() && entry.building.is_some());
-        let warm = self.warm().into_iter().filter(|warm| warm.job == job);
-        (!is_busy).then(|| warm.collect())
+        entries.any(|(_, entry)| entry.warm.is_some() && entry.building.is_some())
+    }
+
+    /// What is to be said of a job's warm images. Those that are being brought up to date are left out: what was said of
+    /// them still counts.
+    fn say_of(&mut self, job: JobId) -> Vec<WarmTask> {
+        let warm: Vec<WarmTask> = self
+            .warm()
+            .into_iter()
+            .filter(|warm| warm.job == job)
+            .collect();
+        if !warm.is_empty() {
+            self.said_at.insert(job, Instant::now());
+        }
+        warm
     }
 
     /// The images that are here whole, for others to read.

@@ -466,6 +466,33 @@ fn a_damaged_warm_image_is_not_said_to_be_there() {
 }
 
 #[test]
+fn a_warm_image_is_said_to_be_there_while_another_is_on_the_way() {
+    let mut world = World::new(1 << 30);
+    let moment = world.capture(true, true);
+    world.table.handle(Command::Stopped(world.execution()));
+    // The other one cannot be read, and is told of as well.
+    let other = TaskId::new(TASK.stage, TASK.subtask + 1);
+    let images = vec![
+        (TASK, moment.manifest.clone()),
+        (other, moment.manifest.clone()),
+    ];
+    let said = world.table.handle(Command::KeepWarm(WarmImages {
+        job: JOB,
+        module: ModuleHash([0; 32]),
+        checkpoint: moment.checkpoint,
+        images,
+    }));
+    assert_eq!(said, None);
+    assert!(world.build().is_some(), "without waiting for the other");
+    let warm = WarmTask {
+        job: JOB,
+        task: TASK,
+        checkpoint: moment.checkpoint,
+    };
+    assert_eq!(world.build(), Some(vec![warm]));
+}
+
+#[test]
 fn zeros_take_no_room_in_a_file_and_a_copy_is_the_same() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut file = ImageFile::create(directory.path(), 0).expect("a file");
