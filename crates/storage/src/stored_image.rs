@@ -137,8 +137,26 @@ impl StoredImage {
     /// # Panics
     /// When there is no piece of such an index.
     pub async fn read(&self, pieces: Range<usize>) -> Result<Vec<(PageRun, Bytes)>, ReadError> {
+        self.read_scattered(&[pieces]).await
+    }
+
+    /// Reads pieces as [`StoredImage::read`] does, of several disjoint ranges of indexes. Pages that were captured together
+    /// lie side by side in a segment however far apart they are in memory, so that few requests bring what a capture changed.
+    ///
+    /// # Errors
+    /// When a segment is missing, damaged or out of reach. Nothing is returned then.
+    ///
+    /// # Panics
+    /// When there is no piece of such an index.
+    pub async fn read_scattered(
+        &self,
+        ranges: &[Range<usize>],
+    ) -> Result<Vec<(PageRun, Bytes)>, ReadError> {
+        let pieces = ranges
+            .iter()
+            .flat_map(|range| &self.pieces()[range.clone()]);
         let reads: Vec<_> = self
-            .fetches(&self.pieces()[pieces])
+            .fetches(pieces)
             .into_iter()
             .map(|fetch| self.fetch(fetch))
             .collect();
@@ -181,10 +199,9 @@ impl StoredImage {
     }
 
     /// The requests that bring these pieces.
-    fn fetches(&self, pieces: &[PageRun]) -> Vec<Fetch> {
+    fn fetches<'a>(&self, pieces: impl Iterator<Item = &'a PageRun>) -> Vec<Fetch> {
         let layout = &self.opened.layout;
         let mut places: Vec<(BlockRef, PageRun)> = pieces
-            .iter()
             .filter_map(|piece| Some((*layout.block_of(piece.first)?, *piece)))
             .collect();
         places.sort_unstable_by_key(|(block, piece)| {
@@ -355,7 +372,7 @@ mod tests {
     fn requests(offsets: &[u64], len: u32) -> Vec<Range<u64>> {
         let store = Store::open("memory://").unwrap();
         let image = opened(&store, offsets, len);
-        let fetches = image.fetches(image.pieces());
+        let fetches = image.fetches(image.pieces().iter());
         fetches.into_iter().map(|fetch| fetch.range).collect()
     }
 

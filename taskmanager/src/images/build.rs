@@ -16,7 +16,7 @@ use tokio::sync::Semaphore;
 use super::Key;
 use super::entry::Kept;
 use super::file::ImageFile;
-use super::source::wanted_pieces;
+use super::source::{together, wanted_pieces};
 use super::table::Built;
 use crate::error_chain;
 
@@ -165,8 +165,8 @@ async fn fill(
         zeros.iter().try_for_each(|run| file.clear(*run))
     })
     .await?;
-    for pieces in wanted {
-        let read = stored.read(pieces).await;
+    for pieces in together(&wanted, stored.pieces()) {
+        let read = stored.read_scattered(pieces).await;
         let read = read.map_err(|error| error_chain(&error))?;
         file = written(file, move |file| {
             read.iter()

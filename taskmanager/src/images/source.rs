@@ -22,6 +22,9 @@ use crate::task::failure;
 /// How many pieces are in memory at once: at most 4 MiB.
 pub(super) const PIECES_AT_ONCE: usize = 64;
 
+/// How much of a file is read together, give or take [`PIECES_AT_ONCE`].
+const BYTES_AT_ONCE: usize = 32 << 20;
+
 /// Reads of scattered pages that are under way together.
 const READS_MAX: usize = 8;
 
@@ -153,6 +156,25 @@ pub(super) fn wanted_pieces(image: &StoredImage, wanted: &[PageRun]) -> Vec<Rang
     ranges.into_iter().flat_map(batches).collect()
 }
 
+/// The same ranges, in parts that are read at once: pages that were captured together lie side by side in the store, and
+/// anywhere in memory.
+pub(super) fn together<'a>(
+    ranges: &'a [Range<usize>],
+    pieces: &'a [PageRun],
+) -> impl Iterator<Item = &'a [Range<usize>]> {
+    let bytes = |range: &Range<usize>| -> usize {
+        let pieces = pieces[range.clone()].iter();
+        pieces.map(|piece| piece.memory_range().len()).sum()
+    };
+    let mut held = 0;
+    ranges.chunk_by(move |before, _| {
+        held += bytes(before);
+        let goes_on = held < BYTES_AT_ONCE;
+        held *= usize::from(goes_on);
+        goes_on
+    })
+}
+
 fn batches(pieces: Range<usize>) -> impl Iterator<Item = Range<usize>> {
     let end = pieces.end;
     pieces
@@ -166,5 +188,30 @@ fn hand_over(
 ) {
     for (piece, bytes) in read {
         lay(piece, &bytes);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_read_together_is_bounded() {
+        let run = |first: u32| PageRun {
+            first: first * 16,
+            pages: 16,
+            zero: false,
+        };
+        let pieces: Vec<PageRun> = (0..2000).map(run).collect();
+        let every_second: Vec<Range<usize>> =
+            (0..1000).map(|index| 2 * index..2 * index + 1).collect();
+        let parts: Vec<_> = together(&every_second, &pieces).collect();
+        assert_eq!(parts.concat(), every_second);
+        // 512 pieces of 64 KiB are 32 MiB.
+        assert_eq!(
+            parts.iter().map(|part| part.len()).collect::<Vec<_>>(),
+            [512, 488]
+        );
+        assert_eq!(together(&[], &pieces).count(), 0);
     }
 }

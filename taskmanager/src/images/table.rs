@@ -240,10 +240,12 @@ impl Table {
         if !is_warm {
             return None;
         }
-        self.warm_up(key);
+        // Before it is brought up to date again, since it may never be for long.
         let said_at = self.said_at.get(&key.0);
         let is_due = said_at.is_none_or(|at| at.elapsed() >= SAY_INTERVAL);
-        (is_due || !self.is_making_warm(key.0)).then(|| self.say_of(key.0))
+        let said = (is_due || !self.is_making_warm(key.0)).then(|| self.say_of(key.0));
+        self.warm_up(key);
+        said
     }
 
     /// A file has changed: those that have been as they are for the longest make room.

@@ -493,6 +493,25 @@ fn a_warm_image_is_said_to_be_there_while_another_is_on_the_way() {
 }
 
 #[test]
+fn a_warm_image_is_said_to_be_there_though_a_newer_one_is_wanted() {
+    let mut world = World::new(1 << 30);
+    let first = world.capture(true, true);
+    world.write(1, 1);
+    let second = world.capture(false, true);
+    world.table.handle(Command::Stopped(world.execution()));
+    assert_eq!(world.keep_warm(&first), None);
+    assert_eq!(world.keep_warm(&second), None);
+    for moment in [&first, &second] {
+        let warm = WarmTask {
+            job: JOB,
+            task: TASK,
+            checkpoint: moment.checkpoint,
+        };
+        assert_eq!(world.build(), Some(vec![warm]));
+    }
+}
+
+#[test]
 fn zeros_take_no_room_in_a_file_and_a_copy_is_the_same() {
     let directory = tempfile::tempdir().expect("a directory");
     let mut file = ImageFile::create(directory.path(), 0).expect("a file");
