@@ -238,9 +238,11 @@ fn tables(detail: &Value) -> anyhow::Result<impl Iterator<Item = &Value>> {
     Ok(tasks.filter(|task| task["stage"].as_u64() == Some(0)))
 }
 
-/// Whether another TaskManager keeps an image of each table.
+/// Whether another TaskManager keeps each table's image of the last checkpoint.
 fn has_warm_tables(detail: &Value) -> anyhow::Result<bool> {
-    Ok(tables(detail)?.all(|task| task["standby"]["checkpoint"].is_string()))
+    let last = &detail["last_checkpoint"];
+    let is_warm = |task: &Value| last.is_string() && task["standby"]["checkpoint"] == *last;
+    Ok(tables(detail)?.all(is_warm))
 }
 
 /// Where the task with a table runs.
