@@ -221,6 +221,7 @@ pub struct Stateful {
     writes_due: u64,
     now_ms: u64,
     turns: Option<Turns>,
+    mixes: u32,
     is_filled: bool,
     has_ended: bool,
 }
@@ -241,6 +242,7 @@ impl Stateful {
             writes_due: 0,
             now_ms: 0,
             turns: None,
+            mixes: 0,
             is_filled: false,
             has_ended: false,
         }
@@ -250,6 +252,14 @@ impl Stateful {
     #[must_use]
     pub fn in_turns(mut self, turns: Option<Turns>) -> Self {
         self.turns = turns;
+        self
+    }
+
+    /// Mixes a number so often for each record, which stands for what a job computes: without it there is nothing but
+    /// waiting for memory.
+    #[must_use]
+    pub fn computing(mut self, mixes: u32) -> Self {
+        self.mixes = mixes;
         self
     }
 
@@ -316,14 +326,16 @@ impl Source for Stateful {
                 until_ms: now_ms + 1,
             };
         }
-        black_box(self.table.look_up(self.next));
+        let word = self.table.look_up(self.next);
+        black_box((0..self.mixes).fold(word, |word, _| mix(word)));
         let row = self.row(None);
         self.next += 1;
         Next::Record(row)
     }
 }
 
-/// Describes the job: `mib` and `writes` of each task's table, `rate` and `count` of its records. Rows go to the directory
+/// Describes the job: `mib` and `writes` of each task's table, `rate` and `count` of its records, and how many `mixes` each of
+/// them takes. Rows go to the directory
 /// `output` and, at once, to the address `socket`, where these are given; with `exchange=yes` by way of another stage.
 /// With `turn_ms` it takes turns with a job that has another `turn`, 0 or 1.
 pub(crate) fn describe(job: &mut Job) -> Result<(), &'static str> {
@@ -341,7 +353,9 @@ pub(crate) fn describe(job: &mut Job) -> Result<(), &'static str> {
         turn_ms: job.param("turn_ms").default(0),
         turn: job.param("turn").default(0),
     };
-    let source = source.in_turns((turns.turn_ms > 0).then_some(turns));
+    let source = source
+        .in_turns((turns.turn_ms > 0).then_some(turns))
+        .computing(job.param("mixes").default(0));
     let rows = job.source(source).id("table");
     match job
         .param("exchange")

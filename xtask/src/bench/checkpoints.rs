@@ -58,13 +58,17 @@ pub(crate) struct Arguments {
     #[arg(long = "percent", value_name = "N")]
     percents: Vec<u64>,
 
-    /// How long each run is measured at least, in seconds.
-    #[arg(long, value_name = "N", default_value_t = 24, value_parser = clap::value_parser!(u64).range(3..))]
+    /// How long each of the two jobs is measured in a round at least, in seconds.
+    #[arg(long, value_name = "N", default_value_t = 12, value_parser = clap::value_parser!(u64).range(3..))]
     seconds: u64,
 
     /// How often each row is run, with new jobs; tables of more than 1 GiB run once.
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..))]
+    #[arg(long, value_name = "N", default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..))]
     rounds: u32,
+
+    /// How often a number is mixed for each record: what a job computes beside its look-up. 0: it only waits for memory.
+    #[arg(long, value_name = "N", default_value_t = 200)]
+    mixes: u32,
 
     /// Measure every row of up to 1 GiB also with checkpoints in neither job: what a loss is that is none.
     #[arg(long)]
@@ -106,9 +110,11 @@ pub(super) fn run(
         measured.push((row, figures));
     }
     println!(
-        "\n{} s or longer with a checkpoint each second and as long with none, in turns; pages are filled with noise, which no compression \
-         makes smaller, so that bytes written are those before compression.\n\n{}",
+        "\n{} rounds of {} s or longer with a checkpoint each second and as long with none, in turns; {} mixes for each record; pages \
+         are filled with noise, which no compression makes smaller, so that bytes written are those before compression.\n\n{}",
+        arguments.rounds,
         arguments.seconds,
+        arguments.mixes,
         table(&measured)
     );
     eprintln!("all figures are appended to {}", results.display());
@@ -175,61 +181,78 @@ impl Bench {
         cluster.wait_for_taskmanagers()?;
         let mut figures = Figures::default();
         if row.takes_turns() {
-            for _ in 0..self.rounds {
-                self.in_turns(&mut cluster, row, &mut figures)?;
+            for round in 0..self.rounds {
+                // The first of two jobs may have the better part of the memory.
+                self.in_turns(&mut cluster, row, u64::from(round % 2), &mut figures)?;
+                figures.end_round();
+                eprintln!(
+                    "  round {} of {}: {}",
+                    round + 1,
+                    self.rounds,
+                    figures.loss()
+                );
             }
         } else {
             for has_checkpoints in [true, false] {
                 let run = self.alone(&mut cluster, row, has_checkpoints)?;
                 figures.add(run, has_checkpoints);
             }
+            figures.end_round();
         }
         Ok(figures)
     }
 
-    /// Runs two jobs that take turns, one with checkpoints, to their cancellation.
+    /// Runs two jobs that take turns, of which that of turn `with` has checkpoints, to their cancellation.
     fn in_turns(
         &self,
         cluster: &mut Cluster,
         row: Row,
+        with: u64,
         figures: &mut Figures,
     ) -> anyhow::Result<()> {
-        let with = submit(cluster, &self.module, row, !row.is_null, Some(0))?;
-        let without = submit(cluster, &self.module, row, false, Some(1))?;
-        wait_for_tables(cluster, &with, row.tasks)?;
-        wait_for_tables(cluster, &without, row.tasks)?;
+        let mut jobs = Vec::new();
+        for turn in 0..2 {
+            let has_checkpoints = turn == with && !row.is_null;
+            jobs.push(self.submit(cluster, row, has_checkpoints, Some(turn))?);
+        }
+        for job in &jobs {
+            wait_for_tables(cluster, job, row.tasks)?;
+        }
+        let observed = &jobs[usize::try_from(with)?];
         if !row.is_null {
-            wait_for_checkpoints(cluster, &with)?;
+            wait_for_checkpoints(cluster, observed)?;
         }
         let turn = Duration::from_millis(TURN_MS).div_f64(TURN_PER_WORK);
         let pairs = self.steady.div_duration_f64(turn).ceil() as u64;
         let began_ms = wait_for_end_of_turn(1)?;
-        let failed_before = number(&cluster.checkpoints(&with)?, "failed")?;
+        let failed_before = number(&cluster.checkpoints(observed)?, "failed")?;
         let mut checkpoints = BTreeMap::new();
-        let mut before = Sample::take(cluster, &with)?;
+        let mut before = Sample::take(cluster, &jobs[0])?;
         for _ in 0..pairs {
             wait_for_end_of_turn(0)?;
-            let first = Sample::take(cluster, &with)?;
-            let between = Sample::take(cluster, &without)?;
+            let first = Sample::take(cluster, &jobs[0])?;
+            let between = Sample::take(cluster, &jobs[1])?;
             wait_for_end_of_turn(1)?;
-            let second = Sample::take(cluster, &without)?;
-            figures.add(Run::of_turn(&before, &first)?, true);
-            figures.add(Run::of_turn(&between, &second)?, false);
+            let second = Sample::take(cluster, &jobs[1])?;
+            figures.add(Run::of_turn(&before, &first)?, with == 0);
+            figures.add(Run::of_turn(&between, &second)?, with == 1);
+            // Before anything that takes time: the next turn must not have begun.
+            before = Sample::take(cluster, &jobs[0])?;
             cluster.check()?;
-            collect(cluster, &with, began_ms, &mut checkpoints)?;
-            before = Sample::take(cluster, &with)?;
+            collect(cluster, observed, began_ms, &mut checkpoints)?;
         }
-        figures.failed += number(&cluster.checkpoints(&with)?, "failed")? - failed_before;
+        figures.failed += number(&cluster.checkpoints(observed)?, "failed")? - failed_before;
         // Those of the other's turns find next to nothing written.
-        let of_turn = checkpoints.into_values().filter(|it| it.is_in_turn(0));
-        figures.checkpoints.extend(of_turn);
-        cluster.cancel(&with)?;
-        cluster.cancel(&without)
+        let of_turn = checkpoints.into_values();
+        figures
+            .checkpoints
+            .extend(of_turn.filter(|it| it.is_in_turn(with)));
+        jobs.iter().try_for_each(|job| cluster.cancel(job))
     }
 
     /// Runs one job by itself, to its cancellation.
     fn alone(&self, cluster: &mut Cluster, row: Row, has_checkpoints: bool) -> anyhow::Result<Run> {
-        let job = submit(cluster, &self.module, row, has_checkpoints, None)?;
+        let job = self.submit(cluster, row, has_checkpoints, None)?;
         wait_for_tables(cluster, &job, row.tasks)?;
         if has_checkpoints {
             wait_for_checkpoints(cluster, &job)?;
@@ -237,6 +260,34 @@ impl Bench {
         let run = self.steady(cluster, &job, has_checkpoints)?;
         cluster.cancel(&job)?;
         Ok(run)
+    }
+
+    /// Submits the job; with a turn, to take turns.
+    fn submit(
+        &self,
+        cluster: &Cluster,
+        row: Row,
+        has_checkpoints: bool,
+        turn: Option<u64>,
+    ) -> anyhow::Result<String> {
+        let mut parameters = vec![
+            "job=state".to_owned(),
+            format!("mib={}", row.mib_per_task),
+            format!("writes={}", row.writes()),
+            format!("mixes={}", row.mixes),
+        ];
+        if let Some(turn) = turn {
+            parameters.extend([format!("turn_ms={TURN_MS}"), format!("turn={turn}")]);
+        }
+        let parallelism = row.tasks.to_string();
+        let mut arguments = vec!["--parallelism", &parallelism];
+        for parameter in &parameters {
+            arguments.extend(["--param", parameter]);
+        }
+        if !has_checkpoints {
+            arguments.extend(["--set", "checkpoints.interval_ms=0"]);
+        }
+        cluster.submit(&self.module, &arguments)
     }
 
     fn steady(
@@ -275,33 +326,6 @@ impl Bench {
             failed: failed - failed_before,
         })
     }
-}
-
-/// Submits the job; with a turn, to take turns.
-fn submit(
-    cluster: &mut Cluster,
-    module: &Path,
-    row: Row,
-    has_checkpoints: bool,
-    turn: Option<u64>,
-) -> anyhow::Result<String> {
-    let mut parameters = vec![
-        "job=state".to_owned(),
-        format!("mib={}", row.mib_per_task),
-        format!("writes={}", row.writes()),
-    ];
-    if let Some(turn) = turn {
-        parameters.extend([format!("turn_ms={TURN_MS}"), format!("turn={turn}")]);
-    }
-    let parallelism = row.tasks.to_string();
-    let mut arguments = vec!["--parallelism", &parallelism];
-    for parameter in &parameters {
-        arguments.extend(["--param", parameter]);
-    }
-    if !has_checkpoints {
-        arguments.extend(["--set", "checkpoints.interval_ms=0"]);
-    }
-    cluster.submit(module, &arguments)
 }
 
 /// Waits until two checkpoints are complete: the first stores everything, and what follows it may have waited for it.

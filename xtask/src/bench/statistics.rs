@@ -7,6 +7,14 @@ pub(super) fn mean(values: &[f64]) -> Option<f64> {
     (!values.is_empty()).then(|| values.iter().sum::<f64>() / values.len() as f64)
 }
 
+/// How far the mean is likely off, were the values independent: their standard deviation by the root of their number.
+pub(super) fn standard_error(values: &[f64]) -> Option<f64> {
+    let mean = mean(values)?;
+    let others = values.len().checked_sub(1).filter(|it| *it > 0)?;
+    let squares: f64 = values.iter().map(|value| (value - mean).powi(2)).sum();
+    Some((squares / others as f64 / values.len() as f64).sqrt())
+}
+
 /// The smallest value that `percent` of the values don't exceed.
 pub(super) fn percentile(mut values: Vec<f64>, percent: usize) -> Option<f64> {
     values.sort_by(f64::total_cmp);
@@ -22,6 +30,13 @@ pub(super) fn median(values: Vec<f64>) -> Option<f64> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn one_value_has_no_error() {
+        assert_eq!(standard_error(&[]), None);
+        assert_eq!(standard_error(&[5.0]), None);
+        assert_eq!(standard_error(&[3.0, 5.0]), Some(1.0));
+    }
 
     #[test]
     fn a_percentile_is_one_of_the_values() {

@@ -6,7 +6,7 @@ use serde_json::{Value, json};
 
 use super::super::own::Sample;
 use super::super::place::Place;
-use super::super::statistics::{mean, median, percentile};
+use super::super::statistics::{mean, median, percentile, standard_error};
 use super::rows::Row;
 use super::{MIB, TURN_MS};
 use crate::cluster::rest::number;
@@ -80,6 +80,10 @@ pub(super) struct Figures {
     processors_with: Vec<f64>,
     processors_without: Vec<f64>,
     others: Vec<f64>,
+    /// Of each round.
+    losses_percent: Vec<f64>,
+    /// How many of the runs are of rounds that have ended.
+    runs_of_rounds: usize,
     pub(super) checkpoints: Vec<Checkpoint>,
     pub(super) failed: u64,
 }
@@ -120,17 +124,25 @@ impl Figures {
         (dirty > 0).then(|| written as f64 / dirty as f64)
     }
 
-    /// Of each pair of turns, in its order.
-    fn losses_percent(&self) -> Vec<f64> {
-        let rounds = self.with.iter().zip(&self.without);
-        rounds
-            .map(|(with, without)| (1.0 - with / without) * 100.0)
-            .collect()
+    /// Ends a round: what was added since the last one belongs together.
+    pub(super) fn end_round(&mut self) {
+        let from = self.runs_of_rounds;
+        self.runs_of_rounds = self.with.len().min(self.without.len());
+        let rate = |rates: &[f64]| mean(&rates[from..self.runs_of_rounds]);
+        if let (Some(with), Some(without)) = (rate(&self.with), rate(&self.without)) {
+            self.losses_percent.push((1.0 - with / without) * 100.0);
+        }
     }
 
-    /// The middle pair's.
-    pub(super) fn loss_percent(&self) -> Option<f64> {
-        median(self.losses_percent())
+    /// The loss: the mean of all rounds, with its standard error where there are several.
+    pub(super) fn loss(&self) -> String {
+        let Some(loss) = mean(&self.losses_percent) else {
+            return "-".to_owned();
+        };
+        match standard_error(&self.losses_percent) {
+            Some(error) => format!("{loss:.1} ± {error:.1} %"),
+            None => format!("{loss:.1} %"),
+        }
     }
 
     pub(super) fn to_json(&self, row: Row, place: &Place) -> Value {
@@ -139,6 +151,7 @@ impl Figures {
             "null": row.is_null,
             "tasks": row.tasks,
             "percent": row.percent,
+            "mixes": row.mixes,
             "pause_ms_p50": self.pause_ms(50),
             "pause_ms_p99": self.pause_ms(99),
             "duration_ms_p50": self.duration_ms(50),
@@ -150,8 +163,9 @@ impl Figures {
             "failed": self.failed,
             "rates_with": self.with,
             "rates_without": self.without,
-            "losses_percent": self.losses_percent(),
-            "loss_percent": self.loss_percent(),
+            "losses_percent": self.losses_percent,
+            "loss_percent": mean(&self.losses_percent),
+            "loss_error_percent": standard_error(&self.losses_percent),
             "cores_with": mean(&self.processors_with),
             "cores_without": mean(&self.processors_without),
             "foreign_cores": mean(&self.others),
@@ -165,13 +179,12 @@ impl Figures {
             None => "-".to_owned(),
         };
         let millions = |rates: &[f64]| number(median(rates.to_vec()).map(|rate| rate / 1e6), 2);
-        let losses = |percent| number(percentile(self.losses_percent(), percent), 1);
         let failed = match self.failed {
             0 => String::new(),
             failed => format!(" (+{failed} failed)"),
         };
         format!(
-            "| {row} | {} / {} | {} / {} | {}{failed} | {} | {} | {} | {} | {} | {} % ({} to {}) | {} / {} | {} |",
+            "| {row} | {} / {} | {} / {} | {}{failed} | {} | {} | {} | {} | {} | {} | {} / {} | {} |",
             number(self.pause_ms(50), 2),
             number(self.pause_ms(99), 2),
             number(self.duration_ms(50), 0),
@@ -182,9 +195,7 @@ impl Figures {
             number(self.amplification(), 3),
             millions(&self.without),
             millions(&self.with),
-            number(self.loss_percent(), 1),
-            losses(25),
-            losses(75),
+            self.loss(),
             number(mean(&self.processors_without), 2),
             number(mean(&self.processors_with), 2),
             number(mean(&self.others), 2),
@@ -193,7 +204,7 @@ impl Figures {
 }
 
 pub(super) fn table(rows: &[(Row, Figures)]) -> String {
-    let mut table = "| state, pages written | pause p50 / p99, ms | checkpoint p50 / max, ms | checkpoints | dirty MiB | written MiB | written ÷ dirty | M records/s without | with | loss: median (quartiles) | cores without / with | others' cores |\n\
+    let mut table = "| state, pages written | pause p50 / p99, ms | checkpoint p50 / max, ms | checkpoints | dirty MiB | written MiB | written ÷ dirty | M records/s without | with | loss ± standard error | cores without / with | others' cores |\n\
                      |---|---|---|---|---|---|---|---|---|---|---|---|\n"
         .to_owned();
     for (row, figures) in rows {
@@ -226,7 +237,8 @@ mod tests {
         let mut figures = Figures::default();
         figures.add(run(90.0, vec![checkpoint(100_000, 2 * MIB)]), true);
         figures.add(run(100.0, Vec::new()), false);
-        figures.add(run(96.0, vec![checkpoint(300_000, MIB)]), true);
+        figures.end_round();
+        figures.add(run(95.0, vec![checkpoint(300_000, MIB)]), true);
         figures.add(run(100.0, Vec::new()), false);
         figures.add(run(99.0, Vec::new()), true);
         figures.add(run(100.0, Vec::new()), false);
@@ -234,7 +246,8 @@ mod tests {
         assert_eq!(figures.pause_ms(99), Some(3.0));
         assert_eq!(figures.duration_ms(100), Some(300.0));
         assert_eq!(figures.amplification(), Some(1.5));
-        let loss = figures.loss_percent().expect("both were measured");
-        assert!((loss - 4.0).abs() < 1e-9, "{loss}");
+        assert_eq!(figures.loss(), "10.0 %");
+        figures.end_round();
+        assert_eq!(figures.loss(), "6.5 ± 3.5 %");
     }
 }

@@ -11,6 +11,8 @@ pub(super) struct Row {
     pub(super) mib_per_task: u64,
     /// Of the pages, each second.
     pub(super) percent: u64,
+    /// How often a number is mixed for each record.
+    pub(super) mixes: u32,
     /// Neither job has checkpoints.
     pub(super) is_null: bool,
 }
@@ -53,6 +55,7 @@ pub(super) fn rows(arguments: &Arguments) -> Vec<Row> {
                 tasks,
                 mib_per_task,
                 percent,
+                mixes: arguments.mixes,
                 is_null,
             })
     });
@@ -77,6 +80,7 @@ mod tests {
             percents: Vec::new(),
             seconds: 8,
             rounds: 2,
+            mixes: 0,
             null: false,
             binary: None,
         }
