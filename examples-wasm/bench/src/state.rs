@@ -221,6 +221,7 @@ pub struct Stateful {
     writes_due: u64,
     now_ms: u64,
     turns: Option<Turns>,
+    /// For each record.
     mixes: u32,
     is_filled: bool,
     has_ended: bool,
@@ -335,9 +336,8 @@ impl Source for Stateful {
 }
 
 /// Describes the job: `mib` and `writes` of each task's table, `rate` and `count` of its records, and how many `mixes` each of
-/// them takes. Rows go to the directory
-/// `output` and, at once, to the address `socket`, where these are given; with `exchange=yes` by way of another stage.
-/// With `turn_ms` it takes turns with a job that has another `turn`, 0 or 1.
+/// them takes. Rows go to the directory `output` and, at once, to the address `socket`, where these are given; with
+/// `exchange=yes` by way of another stage. With `turn_ms` it takes turns with a job that has another `turn`, 0 or 1.
 pub(crate) fn describe(job: &mut Job) -> Result<(), &'static str> {
     let mib: u64 = job.param("mib").default(64);
     if !(1..=1024).contains(&mib) {

@@ -37,6 +37,17 @@ struct Moment {
     memory: Vec<u8>,
 }
 
+impl Moment {
+    /// What is said of its image where that is kept warm.
+    const fn warm(&self) -> WarmTask {
+        WarmTask {
+            job: JOB,
+            task: TASK,
+            checkpoint: self.checkpoint,
+        }
+    }
+}
+
 /// A task whose memory is known, and the table that keeps its image.
 struct World {
     runtime: Runtime,
@@ -420,13 +431,8 @@ fn a_warm_image_is_brought_up_to_date_with_what_changed_and_mapped_where_the_tas
     elsewhere.built = built;
     for moment in [&first, &second] {
         assert_eq!(elsewhere.keep_warm(moment), None, "it takes a while");
-        let warm = WarmTask {
-            job: JOB,
-            task: TASK,
-            checkpoint: moment.checkpoint,
-        };
-        assert_eq!(elsewhere.build(), Some(vec![warm]));
-        assert_eq!(elsewhere.table.warm(), [warm]);
+        assert_eq!(elsewhere.build(), Some(vec![moment.warm()]));
+        assert_eq!(elsewhere.table.warm(), [moment.warm()]);
     }
     elsewhere.completed = Some(second);
     assert!(elsewhere.restart(true).is_some());
@@ -484,12 +490,7 @@ fn a_warm_image_is_said_to_be_there_while_another_is_on_the_way() {
     }));
     assert_eq!(said, None);
     assert!(world.build().is_some(), "without waiting for the other");
-    let warm = WarmTask {
-        job: JOB,
-        task: TASK,
-        checkpoint: moment.checkpoint,
-    };
-    assert_eq!(world.build(), Some(vec![warm]));
+    assert_eq!(world.build(), Some(vec![moment.warm()]));
 }
 
 #[test]
@@ -502,12 +503,7 @@ fn a_warm_image_is_said_to_be_there_though_a_newer_one_is_wanted() {
     assert_eq!(world.keep_warm(&first), None);
     assert_eq!(world.keep_warm(&second), None);
     for moment in [&first, &second] {
-        let warm = WarmTask {
-            job: JOB,
-            task: TASK,
-            checkpoint: moment.checkpoint,
-        };
-        assert_eq!(world.build(), Some(vec![warm]));
+        assert_eq!(world.build(), Some(vec![moment.warm()]));
     }
 }
 
@@ -608,11 +604,6 @@ fn a_warm_image_that_others_read_is_brought_up_to_date_when_they_are_done() {
     world.table.handle(Command::Stopped(world.execution()));
     assert_eq!(world.keep_warm(&first), None);
     world.build();
-    let warm = |moment: &Moment| WarmTask {
-        job: JOB,
-        task: TASK,
-        checkpoint: moment.checkpoint,
-    };
     let (manifest, loan) = world
         .table
         .lent()
@@ -626,7 +617,7 @@ fn a_warm_image_that_others_read_is_brought_up_to_date_when_they_are_done() {
     };
     assert!(loan.read(&[page]).is_some_and(|bytes| bytes[0] == 1));
     // Nothing is begun while somebody reads, and what is said is what is there.
-    assert_eq!(world.keep_warm(&second), Some(vec![warm(&first)]));
+    assert_eq!(world.keep_warm(&second), Some(vec![first.warm()]));
     assert!(loan.read(&[page]).is_some_and(|bytes| bytes[0] == 1));
     let began = Instant::now();
     let built = loop {
@@ -638,7 +629,7 @@ fn a_warm_image_that_others_read_is_brought_up_to_date_when_they_are_done() {
     };
     assert_eq!(
         world.table.handle(Command::Built(built)),
-        Some(vec![warm(&second)])
+        Some(vec![second.warm()])
     );
     assert_eq!(loan.read(&[page]), None, "the older one is gone");
     let (manifest, loan) = world

@@ -46,7 +46,7 @@ const STRETCH_MAX: u32 = 4;
 /// What to measure.
 #[derive(clap::Args)]
 pub(crate) struct Arguments {
-    /// Only the smallest sizes: three minutes instead of twelve.
+    /// Only the smallest sizes: about ten minutes instead of half an hour.
     #[arg(long)]
     quick: bool,
 
