@@ -396,7 +396,7 @@ impl World {
                         return self.end_process(node, HowEnded::InOrder);
                     }
                 }
-                WorkerAction::FetchLogs { .. } => {}
+                WorkerAction::PrepareModule(_) | WorkerAction::FetchLogs { .. } => {}
             }
         }
     }

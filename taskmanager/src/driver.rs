@@ -242,6 +242,7 @@ impl Driver {
                     .word(Execution { job, task, attempt }, checkpoint, word);
             }
             WorkerAction::KeepWarm(images) => self.performer.keep_warm(images),
+            WorkerAction::PrepareModule(module) => self.performer.prepare_module(module),
             WorkerAction::Drained => {
                 if let Some(draining) = &self.state.draining {
                     draining.drained();

@@ -9,7 +9,7 @@ use tidemill_protocol::control::{
     Blame, Deployment, Report, TaskDeployment, TaskFailure, TaskState, WarmImages, WarmTask,
 };
 use tidemill_protocol::split::SplitRequest;
-use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, TaskId};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 use tidemill_runtime::InstanceLimits;
 use tidemill_transport::{DataPlane, Endpoint};
 use tokio::sync::oneshot;
@@ -301,17 +301,22 @@ impl Performer {
         self.tasks.values().any(of)
     }
 
+    /// Compiles a module ahead.
+    pub(crate) fn prepare_module(&self, module: ModuleHash) {
+        let modules = Arc::clone(&self.resources.sources.modules);
+        self.resources.sources.runtime.spawn(async move {
+            if let Err(error) = modules.get(module).await {
+                warn!(%module, "a module was not compiled ahead: {}", error_chain(&error));
+            }
+        });
+    }
+
     /// Keeps images of a job's tasks that run elsewhere, and what else they need there.
     pub(crate) fn keep_warm(&mut self, images: WarmImages) {
-        let (modules, module) = (Arc::clone(&self.resources.sources.modules), images.module);
         if images.images.is_empty() {
             self.survivors.forget(images.job);
         } else {
-            self.resources.sources.runtime.spawn(async move {
-                if let Err(error) = modules.get(module).await {
-                    warn!(%module, "a module was not compiled ahead: {}", error_chain(&error));
-                }
-            });
+            self.prepare_module(images.module);
         }
         self.resources.sources.images.keep_warm(images);
     }

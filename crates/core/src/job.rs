@@ -11,6 +11,7 @@ mod ending;
 mod event;
 mod failure;
 mod history;
+mod module;
 mod orphans;
 mod phase;
 mod request_id;
@@ -183,6 +184,7 @@ pub struct Job {
     loading: Option<CheckpointId>,
     savepoints: savepoint::Savepoints,
     standby: standby::Standby,
+    module_holders: module::ModuleHolders,
     orphans: orphans::Orphans,
     /// The checkpoint that it left at its end is not to stay any longer.
     kept_dropped: bool,
@@ -306,6 +308,7 @@ impl Job {
             loading: None,
             savepoints: savepoint::Savepoints::default(),
             standby: standby::Standby::default(),
+            module_holders: module::ModuleHolders::default(),
             orphans: orphans::Orphans::default(),
             kept_dropped: false,
             has_completed: !pointers.completed.is_empty(),
@@ -349,6 +352,7 @@ impl Job {
                 warm,
             } => {
                 self.keeper_registered(&from, warm);
+                self.module_holders.forget(&from);
                 self.registered(now, &from, running);
             }
             Event::Warm { from, tasks } => self.kept_warm(from, tasks),

@@ -313,6 +313,7 @@ impl Leader {
         self.drain_jobs();
         self.let_go(now);
         self.choose_keepers();
+        self.tell_modules();
         self.forget_ended();
     }
 

@@ -10,7 +10,7 @@ use crate::mutation::{self, Mutation};
 use tidemill_protocol::control::{
     Command, Deployment, FromLeader, RunningTask, TaskState, WarmImages,
 };
-use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, TaskId};
+use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskId};
 
 /// Says which attempt of which task a TaskManager runs, under which leader.
 #[derive(Debug, Default)]
@@ -54,6 +54,8 @@ pub enum WorkerAction {
     },
     /// Keep exactly these images of a job warm.
     KeepWarm(WarmImages),
+    /// Fetch and compile a module ahead, in case tasks of it come.
+    PrepareModule(ModuleHash),
     /// Leave, if that was asked for: nothing here is needed any more.
     Drained,
     /// Answer a request for log lines.
@@ -176,6 +178,9 @@ impl Worker {
                 CheckpointWord::Announce { then_pause },
             ),
             Command::KeepWarm(images) => return Ok(alloc::vec![WorkerAction::KeepWarm(images)]),
+            Command::PrepareModule(module) => {
+                return Ok(alloc::vec![WorkerAction::PrepareModule(module)]);
+            }
             Command::CompleteCheckpoint {
                 job,
                 attempt,

@@ -93,6 +93,8 @@ pub enum Command {
     },
     /// Keep the images of exactly these tasks of a job warm, and nothing else of it.
     KeepWarm(WarmImages),
+    /// Have this module fetched and compiled: tasks of a job that runs it may be moved here.
+    PrepareModule(ModuleHash),
     /// The answer to [`ToLeader::Draining`]: nothing runs there that is still needed, so the TaskManager may leave.
     Drained,
     /// Send log lines of a task.

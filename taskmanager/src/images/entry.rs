@@ -12,9 +12,11 @@ use tidemill_protocol::image::StoredCapture;
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{AttemptId, CheckpointId};
 use tidemill_storage::StoredImage;
+use tokio_util::sync::CancellationToken;
 
+use super::discard::Discard;
 use super::file::ImageFile;
-use super::{Room, Stored, give_back};
+use super::{ROOM_KEPT_MAX_BYTES, Room, Stored, give_back};
 
 /// So many captures wait for their checkpoint at most: with more of them none completes, and what they hold is let go.
 const WAITING_MAX: usize = 16;
@@ -117,13 +119,20 @@ impl Entry {
     }
 
     /// A capture is stored. It is held if there are `room_bytes` for it.
-    pub(super) fn stored(&mut self, stored: Stored, room_bytes: usize, directory: &Path) {
+    pub(super) fn stored(
+        &mut self,
+        stored: Stored,
+        room_bytes: usize,
+        directory: &Path,
+        discard: &Discard,
+    ) {
         let Stored {
             checkpoint,
             manifest,
             capture,
             whole,
             room,
+            over,
         } = stored;
         if self.waiting.len() >= WAITING_MAX {
             self.let_go();
@@ -132,7 +141,14 @@ impl Entry {
             None => Held::Nothing,
             Some(capture) if self.is_too_much => nothing(&room, capture),
             // It needs nothing of the file there is, and may be too large to be held.
-            Some(capture) if whole => whole_file(&room, capture, directory),
+            Some(capture) if whole => {
+                let held = whole_file(&capture, directory, &over, discard);
+                match capture.bytes.capacity() {
+                    0..=ROOM_KEPT_MAX_BYTES => give_back(&room, capture),
+                    _ => discard.discard(capture),
+                }
+                held
+            }
             Some(capture) if capture.bytes.len() > room_bytes => nothing(&room, capture),
             Some(capture) => Held::Change(Box::new(capture), room),
         };
@@ -201,7 +217,7 @@ impl Entry {
                 Held::Nothing => file = None,
                 Held::Change(capture, room) => {
                     if index >= first {
-                        let laid = file.as_mut().map(|file| file.lay_over(&capture));
+                        let laid = file.as_mut().map(|file| file.lay_over(&capture, &|| true));
                         file = file
                             .filter(|_| laid.is_some_and(|laid| laid.inspect_err(warned).is_ok()));
                     }
@@ -252,16 +268,24 @@ fn nothing(room: &Room, capture: StoredCapture) -> Held {
     Held::Nothing
 }
 
-fn whole_file(room: &Room, capture: StoredCapture, directory: &Path) -> Held {
-    let file = ImageFile::create(directory, 0).and_then(|mut file| {
-        file.lay_over(&capture)?;
-        Ok(file)
-    });
-    give_back(room, capture);
-    match file.inspect_err(warned) {
-        Ok(file) => Held::File(file),
-        Err(_) => Held::Nothing,
+/// Writes the image, unless the attempt ends meanwhile.
+fn whole_file(
+    capture: &StoredCapture,
+    directory: &Path,
+    over: &CancellationToken,
+    discard: &Discard,
+) -> Held {
+    let Ok(mut file) = ImageFile::create(directory, 0).inspect_err(warned) else {
+        return Held::Nothing;
+    };
+    let Err(error) = file.lay_over(capture, &|| !over.is_cancelled()) else {
+        return Held::File(file);
+    };
+    if !over.is_cancelled() {
+        warned(&error);
     }
+    discard.discard(file);
+    Held::Nothing
 }
 
 /// A file that cannot be written is given up, and that is all.

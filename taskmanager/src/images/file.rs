@@ -25,6 +25,9 @@ const READ_BYTES_MAX: usize = 1 << 20;
 /// each on ext4, and 3 µs after writes of this size.
 const WRITE_BYTES_MAX: usize = 16 << 10;
 
+/// How many pages are written before it is asked whether to go on: 1 MiB, some milliseconds.
+const PART_PAGES: u32 = 256;
+
 /// A sparse file.
 #[derive(Debug)]
 pub(crate) struct ImageFile {
@@ -136,11 +139,15 @@ impl ImageFile {
         Ok(())
     }
 
-    /// Makes it what the capture says.
+    /// Makes it what the capture says, if `goes_on` stays true, which is asked again and again.
     ///
     /// # Errors
-    /// When the system refuses, or the capture contradicts itself; it is undefined then.
-    pub(super) fn lay_over(&mut self, capture: &StoredCapture) -> io::Result<()> {
+    /// When the system refuses, the capture contradicts itself, or it is not to go on; the file is undefined then.
+    pub(super) fn lay_over(
+        &mut self,
+        capture: &StoredCapture,
+        goes_on: &dyn Fn() -> bool,
+    ) -> io::Result<()> {
         self.resize(capture.memory_bytes)?;
         let mut rest = capture.bytes.as_slice();
         let mut runs = capture.runs.iter().copied().peekable();
@@ -160,7 +167,18 @@ impl ImageFile {
                 .split_at_checked(len)
                 .ok_or_else(|| io::Error::other("a capture has fewer bytes than its runs say"))?;
             rest = after;
-            self.write(run, bytes)?;
+            let first = run.first;
+            for (index, bytes) in (0..).zip(bytes.chunks(PART_PAGES as usize * PAGE_BYTES)) {
+                if !goes_on() {
+                    return Err(io::Error::other("it is not wanted any more"));
+                }
+                let part = PageRun {
+                    first: first + index * PART_PAGES,
+                    pages: (bytes.len() / PAGE_BYTES) as u32,
+                    zero: false,
+                };
+                self.write(part, bytes)?;
+            }
         }
         Ok(())
     }

@@ -7,6 +7,7 @@
 //! waits for it but one that is being restored. They are a convenience: whatever goes wrong with one, it is dropped.
 
 mod build;
+mod discard;
 mod entry;
 mod file;
 mod loan;
@@ -33,10 +34,12 @@ use tidemill_storage::Store;
 use tokio::runtime::Handle;
 use tokio::sync::mpsc::UnboundedSender;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 use tracing::warn;
 
 use crate::task::{Execution, TaskEvent};
 
+use discard::Discard;
 pub(crate) use file::read_runs;
 use loan::Loan;
 pub(crate) use peer::{PeerImage, Peers, serve_peers};
@@ -47,8 +50,11 @@ use table::{Built, Table};
 /// How often it is looked for images that nobody needs any more, or that have waited for others.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// How long a task that is restored waits for the thread that keeps images.
+/// How long a task whose memory is lost waits for the thread that keeps images, which may be writing one.
 const CLAIM_PATIENCE: Duration = Duration::from_millis(250);
+
+/// How long a task waits that has its memory still: what has changed in it since is mostly little, and in the store too.
+const SURVIVOR_CLAIM_PATIENCE: Duration = Duration::from_millis(20);
 
 /// Where the buffers of a capture go when they are not needed any more: its task uses them again.
 pub(crate) type Room = Arc<Mutex<CaptureRoom>>;
@@ -62,6 +68,8 @@ pub(crate) struct Stored {
     pub(crate) capture: Option<StoredCapture>,
     pub(crate) whole: bool,
     pub(crate) room: Room,
+    /// Cancelled when its attempt ends: writing a large one is of no use any more, and in the way of the next attempt.
+    pub(crate) over: CancellationToken,
 }
 
 /// What the thread is told.
@@ -145,7 +153,10 @@ impl Images {
             let _ = commands.send(Command::Built(built));
         };
         let builder = build::Builder::new(options.directory.clone(), store, runtime, done);
-        let (shown, table) = (Arc::clone(&images.shown), Table::new(options, builder));
+        let (shown, table) = (
+            Arc::clone(&images.shown),
+            Table::new(options, builder, Discard::start()?),
+        );
         std::thread::Builder::new()
             .name("images".to_owned())
             .spawn(move || {
@@ -196,7 +207,11 @@ impl Images {
             is_mapped,
             answer,
         }));
-        let answered = tokio::time::timeout(CLAIM_PATIENCE, answered).await;
+        let patience = match is_mapped {
+            true => CLAIM_PATIENCE,
+            false => SURVIVOR_CLAIM_PATIENCE,
+        };
+        let answered = tokio::time::timeout(patience, answered).await;
         answered.ok()?.ok()?
     }
 

@@ -11,6 +11,7 @@ use tidemill_protocol::manifest::ObjectRef;
 use tracing::debug;
 
 use super::build::{Builder, From, Wanted};
+use super::discard::Discard;
 use super::entry::{Building, Entry, Kept, Missing};
 use super::loan::Loan;
 use super::{Claim, Command, ImagesOptions, Key, key};
@@ -41,6 +42,7 @@ pub(super) struct Built {
 pub(super) struct Table {
     options: ImagesOptions,
     builder: Builder,
+    discard: Discard,
     entries: HashMap<Key, Entry>,
     /// When it was last said which images of a job are warm.
     said_at: HashMap<JobId, Instant>,
@@ -49,10 +51,11 @@ pub(super) struct Table {
 }
 
 impl Table {
-    pub(super) fn new(options: ImagesOptions, builder: Builder) -> Self {
+    pub(super) fn new(options: ImagesOptions, builder: Builder, discard: Discard) -> Self {
         Self {
             options,
             builder,
+            discard,
             entries: HashMap::new(),
             said_at: HashMap::new(),
             counter: 0,
@@ -66,7 +69,8 @@ impl Table {
                 let waiting = self.entries.values().map(Entry::waiting_bytes).sum();
                 let room_bytes = WAITING_MAX_BYTES.saturating_sub(waiting);
                 if let Some(entry) = entry_of(&mut self.entries, execution) {
-                    entry.stored(*stored, room_bytes, &self.options.directory);
+                    let directory = &self.options.directory;
+                    entry.stored(*stored, room_bytes, directory, &self.discard);
                 }
                 None
             }
@@ -212,7 +216,7 @@ impl Table {
         };
         let file = entry.give(&claim.manifest, claim.is_mapped);
         if file.is_none() {
-            entry.kept = None;
+            self.discard.discard(entry.kept.take());
         }
         // Whoever does not wait any more reads the image from elsewhere.
         let is_given = file.is_some();

@@ -1,6 +1,9 @@
 //! Whatever happens to captures, checkpoints, attempts and the disk: a file that is given is the image that was asked for,
 //! and one that is mapped never changes.
 
+mod thread;
+
+use std::cell::Cell;
 use std::fs::File;
 use std::os::unix::fs::FileExt;
 use std::path::Path;
@@ -16,8 +19,10 @@ use tidemill_protocol::{AttemptId, CheckpointId, Epoch, JobId, ModuleHash, TaskI
 use tidemill_storage::{CaptureId, ImageChain, Store};
 use tokio::runtime::Runtime;
 use tokio::sync::oneshot;
+use tokio_util::sync::CancellationToken;
 
 use super::build::Builder;
+use super::discard::Discard;
 use super::file::{ImageFile, read_runs};
 use super::loan::Loan;
 use super::table::{Built, Table};
@@ -63,6 +68,7 @@ struct World {
     chain: ImageChain,
     completed: Option<Moment>,
     mapped: Vec<(Arc<File>, Vec<u8>)>,
+    over: CancellationToken,
 }
 
 fn contents(file: &File, bytes: usize) -> Vec<u8> {
@@ -100,6 +106,7 @@ impl World {
             chain: ImageChain::new(),
             completed: None,
             mapped: Vec::new(),
+            over: CancellationToken::new(),
         }
     }
 
@@ -161,6 +168,7 @@ impl World {
             capture: is_at_hand.then(|| Arc::into_inner(capture).expect("nobody else has it")),
             whole,
             room: Room::default(),
+            over: self.over.clone(),
         };
         let command = Command::Stored(self.execution(), Box::new(stored));
         self.table.handle(command);
@@ -264,7 +272,8 @@ fn table(
         runtime.handle().clone(),
         done,
     );
-    (Table::new(options.clone(), builder), options)
+    let discard = Discard::start().expect("a thread");
+    (Table::new(options.clone(), builder, discard), options)
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -518,7 +527,7 @@ fn zeros_take_no_room_in_a_file_and_a_copy_is_the_same() {
         bytes: vec![3; 4 * PAGE_BYTES],
         ..StoredCapture::default()
     };
-    file.lay_over(&capture).expect("written");
+    file.lay_over(&capture, &|| true).expect("written");
     let copy = file.copy(directory.path()).expect("copied");
     for file in [&file, &copy] {
         assert!(file.allocated_bytes().expect("known") < 1 << 20);
@@ -535,7 +544,7 @@ fn zeros_take_no_room_in_a_file_and_a_copy_is_the_same() {
     }
     capture.runs = vec![run(7, 3, true)];
     capture.bytes.clear();
-    file.lay_over(&capture).expect("written");
+    file.lay_over(&capture, &|| true).expect("written");
     assert!(
         contents(&file.share(), 1 << 20)
             .iter()
@@ -580,7 +589,7 @@ fn whoever_reads_an_image_file_that_changes_reads_one_image_or_learns_that_it_is
             bytes: vec![value; PAGES as usize * PAGE_BYTES],
             ..StoredCapture::default()
         };
-        file.lay_over(&capture).expect("written");
+        file.lay_over(&capture, &|| true).expect("written");
         assert!(!file.is_in_use());
         let loan = file.lend();
         assert!(loan.read(&[whole]).is_some_and(|pages| pages[0] == value));
@@ -639,4 +648,45 @@ fn a_warm_image_that_others_read_is_brought_up_to_date_when_they_are_done() {
         .expect("it is there");
     assert_eq!(manifest, second.manifest);
     assert!(loan.read(&[page]).is_some_and(|bytes| bytes[0] == 2));
+}
+
+#[test]
+fn an_image_of_an_attempt_that_is_over_is_not_written_to_its_end() {
+    let mut world = World::new(1 << 30);
+    world.write(1, 1);
+    world.over.cancel();
+    let moment = world.capture(true, true);
+    world.complete(moment, true);
+    assert!(world.restart(false).is_none(), "it is half an image");
+    world.over = CancellationToken::new();
+    world.write(2, 2);
+    let moment = world.capture(true, true);
+    world.complete(moment, true);
+    assert!(
+        world.restart(false).is_some(),
+        "the next attempt's is whole"
+    );
+}
+
+#[test]
+fn a_large_capture_is_asked_about_on_the_way() {
+    let directory = tempfile::tempdir().expect("a directory");
+    let mut file = ImageFile::create(directory.path(), 0).expect("a file");
+    let pages = 600;
+    let capture = StoredCapture {
+        memory_bytes: (pages * PAGE_BYTES) as u64,
+        runs: vec![PageRun {
+            first: 0,
+            pages: pages as u32,
+            zero: false,
+        }],
+        bytes: vec![7; pages * PAGE_BYTES],
+        ..StoredCapture::default()
+    };
+    let asked = Cell::new(0);
+    let twice = || asked.replace(asked.get() + 1) < 2;
+    file.lay_over(&capture, &twice).expect_err("it was stopped");
+    assert_eq!(asked.get(), 3, "once for each MiB");
+    file.lay_over(&capture, &|| true).expect("written");
+    assert!(contents(&file.share(), pages * PAGE_BYTES) == capture.bytes);
 }

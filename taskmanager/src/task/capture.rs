@@ -87,6 +87,8 @@ struct Shared {
     room: Room,
     /// Keep the local image.
     images: Images,
+    /// Cancelled when the task ends.
+    over: CancellationToken,
 }
 
 /// The upload that was begun last; it may have ended.
@@ -109,7 +111,7 @@ impl Capturing {
             store,
             runtime,
             events,
-            stop,
+            stop: stop.clone(),
             upload: None,
             last: None,
             shared: Arc::new(Shared {
@@ -117,6 +119,7 @@ impl Capturing {
                 rewritten: Mutex::default(),
                 room: Room::default(),
                 images: Images::none(),
+                over: stop,
             }),
             changed: Changed::default(),
         }
@@ -355,6 +358,7 @@ async fn store_capture(
         capture: Arc::into_inner(capture),
         whole,
         room: Arc::clone(&shared.room),
+        over: shared.over.clone(),
     };
     shared.images.stored(execution, image);
     stats.upload_us = micros(began.elapsed());

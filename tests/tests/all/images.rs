@@ -46,6 +46,18 @@ fn lose_a_table(options: ClusterOptions, seconds: u64) -> anyhow::Result<(Cluste
 #[test]
 fn survivors_go_back_in_their_own_memory() -> anyhow::Result<()> {
     let (mut cluster, state) = lose_a_table(ClusterOptions::default(), 8)?;
+    cluster.wait_for(
+        "the module, compiled where no task runs as well",
+        REACTION_LIMIT,
+        |cluster| {
+            let directory = cluster.directory().to_owned();
+            let all = cluster.taskmanagers().iter().all(|process| {
+                let compiled = directory.join(process.name()).join("compiled");
+                std::fs::read_dir(compiled).is_ok_and(|mut files| files.next().is_some())
+            });
+            Ok(all.then_some(()))
+        },
+    )?;
     let lost = state.host(&mut cluster, 0)?;
     cluster.taskmanagers()[lost].kill()?;
     let detail = state.finish(&mut cluster)?;

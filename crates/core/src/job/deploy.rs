@@ -216,6 +216,7 @@ impl Job {
                 aligned_checkpoint_timeout_ms: self.record.options.aligned_checkpoint_timeout_ms,
             };
             self.leaves_remains(&host);
+            self.module_holders.is_told(&host);
             self.send(&host, Command::Deploy(deployment));
         }
         if let Some(recovery) = self.history.open(region) {

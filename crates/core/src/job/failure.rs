@@ -75,6 +75,7 @@ impl Job {
     ) {
         self.suspected.remove(id);
         self.keeper_lost(id);
+        self.module_holders.forget(id);
         let there = self.placements.iter().filter(|(_, place)| *place == id);
         let lost: BTreeSet<TaskId> = there.map(|(task, _)| *task).collect();
         self.placements.retain(|_, place| place != id);

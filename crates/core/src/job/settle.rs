@@ -20,6 +20,7 @@ impl Job {
             self.phase = to;
             if to == Phase::Running {
                 self.keepers_changed();
+                self.module_holders.changed();
             }
             self.note(now, Note::Phase { from, to });
         }

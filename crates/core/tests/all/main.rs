@@ -5,6 +5,7 @@ mod adoption;
 mod cluster;
 mod draining;
 mod jobs;
+mod modules;
 mod orphans;
 mod random;
 mod savepoints;

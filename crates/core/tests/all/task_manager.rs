@@ -9,7 +9,7 @@ use tidemill_protocol::control::{
 };
 use tidemill_protocol::manifest::ObjectRef;
 use tidemill_protocol::{
-    AttemptId, CheckpointId, Epoch, Incarnation, JobId, TaskId, TaskManagerId,
+    AttemptId, CheckpointId, Epoch, Incarnation, JobId, ModuleHash, TaskId, TaskManagerId,
 };
 
 /// What every TaskManager of the world does.
@@ -59,6 +59,8 @@ pub(crate) struct TaskManager {
     pub(crate) warm: BTreeMap<(JobId, TaskId), CheckpointId>,
     /// Where else the images of its tasks were said to be, when they were deployed.
     pub(crate) warm_at: BTreeMap<(JobId, TaskId), Vec<String>>,
+    /// The modules that it was told to compile ahead.
+    pub(crate) modules: Vec<ModuleHash>,
     /// At what it was told to pause.
     pub(crate) pauses: Vec<(JobId, CheckpointId)>,
     /// It was asked to leave.
@@ -90,6 +92,7 @@ impl TaskManager {
             remains: BTreeSet::new(),
             warm: BTreeMap::new(),
             warm_at: BTreeMap::new(),
+            modules: Vec::new(),
             pauses: Vec::new(),
             draining: false,
             drained: false,
@@ -166,6 +169,9 @@ impl TaskManager {
         let actions = self.worker.handle(message)?;
         for action in actions {
             match action {
+                WorkerAction::PrepareModule(module) => {
+                    self.modules.push(module);
+                }
                 WorkerAction::KeepWarm(images) => {
                     answers.extend(self.keep_warm(&images, behaviour));
                 }
