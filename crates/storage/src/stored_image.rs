@@ -6,11 +6,13 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use futures::{StreamExt, TryStreamExt};
+use object_store::path::Path;
 use object_store::{GetOptions, GetRange, ObjectStoreExt};
 use tidemill_protocol::image::{PAGE_BYTES, PageRun};
 use tidemill_protocol::manifest::{BlockRef, ObjectRef};
 use tidemill_protocol::{ImageHead, JobId, TaskId};
 
+use crate::error::RequestError;
 use crate::image_chain::ImageChain;
 use crate::layout::Layout;
 use crate::store::path;
@@ -22,6 +24,10 @@ const REQUEST_BYTES_MAX: u64 = 4 << 20;
 /// How far apart two blocks may be in a segment to come with one request: reading this much in vain takes less time than
 /// asking again.
 const GAP_BYTES_MAX: u64 = 64 << 10;
+
+/// How many places of one file are read one after the other: to be called and to open the file takes longer than to read
+/// a block.
+const PLACES_MAX: usize = 64;
 
 /// Requests of one read that are under way together.
 const REQUESTS_MAX: usize = 4;
@@ -155,10 +161,11 @@ impl StoredImage {
         let pieces = ranges
             .iter()
             .flat_map(|range| &self.pieces()[range.clone()]);
-        let reads: Vec<_> = self
-            .fetches(pieces)
+        let fetches = self.fetches(pieces);
+        let together = self.opened.store.directory().is_some();
+        let reads: Vec<_> = of_one_file(fetches, if together { PLACES_MAX } else { 1 })
             .into_iter()
-            .map(|fetch| self.fetch(fetch))
+            .map(|fetches| self.fetch(fetches))
             .collect();
         let read: Vec<_> = futures::stream::iter(reads)
             .buffered(REQUESTS_MAX)
@@ -230,26 +237,52 @@ impl StoredImage {
         fetches
     }
 
-    async fn fetch(&self, fetch: Fetch) -> Result<Vec<(PageRun, Bytes)>, ReadError> {
-        let store = &self.opened.store;
-        let bytes = store.get_range(&fetch.segment, fetch.range.clone()).await?;
-        let pages: usize = fetch
-            .blocks
-            .iter()
-            .map(|(block, _)| block.pages as usize)
-            .sum();
+    /// Reads of one segment.
+    async fn fetch(&self, fetches: Vec<Fetch>) -> Result<Vec<(PageRun, Bytes)>, ReadError> {
+        let Some(first) = fetches.first() else {
+            return Ok(Vec::new());
+        };
+        let (store, segment) = (&self.opened.store, first.segment.clone());
+        let ranges: Vec<Range<u64>> = fetches.iter().map(|fetch| fetch.range.clone()).collect();
+        let bytes = store.get_ranges(&segment, &ranges).await?;
+        let blocks = fetches.iter().flat_map(|fetch| &fetch.blocks);
+        let pages: usize = blocks.map(|(block, _)| block.pages as usize).sum();
+        let decode = move || {
+            let decoded = fetches.iter().zip(&bytes);
+            let decoded: Result<Vec<_>, _> = decoded.map(|(fetch, it)| fetch.decode(it)).collect();
+            decoded.map(|decoded| decoded.concat())
+        };
         if pages <= DECODE_INLINE_PAGES_MAX {
-            return fetch.decode(&bytes);
+            return decode();
         }
-        let key = fetch.segment.key.clone();
-        store
-            .compute(move || fetch.decode(&bytes))
-            .await
-            .map_err(|error| error.reading(&key))?
+        let decoded = store.compute(decode).await;
+        decoded.map_err(|error| error.reading(&segment.key))?
     }
 }
 
+/// Those that follow each other and are of one file, so many together.
+fn of_one_file(fetches: Vec<Fetch>, places_max: usize) -> Vec<Vec<Fetch>> {
+    let mut all: Vec<Vec<Fetch>> = Vec::new();
+    for fetch in fetches {
+        let bytes = |fetches: &[Fetch]| -> u64 { fetches.iter().map(Fetch::bytes).sum() };
+        let fits = |last: &&mut Vec<Fetch>| {
+            last.len() < places_max
+                && last[0].segment == fetch.segment
+                && bytes(last) + fetch.bytes() <= REQUEST_BYTES_MAX
+        };
+        match all.last_mut().filter(fits) {
+            Some(last) => last.push(fetch),
+            None => all.push(vec![fetch]),
+        }
+    }
+    all
+}
+
 impl Fetch {
+    fn bytes(&self) -> u64 {
+        self.range.end - self.range.start
+    }
+
     /// Whether a block that begins no earlier than all before it is to come with them.
     fn is_near(&self, block: &Range<u64>) -> bool {
         block.start <= self.range.end.saturating_add(GAP_BYTES_MAX)
@@ -294,6 +327,38 @@ pub(crate) fn decode_block(block: &BlockRef, compressed: &[u8]) -> Result<Bytes,
 }
 
 impl Store {
+    /// Reads parts of an object, whose bytes are for the caller to verify.
+    async fn get_ranges(
+        &self,
+        object: &ObjectRef,
+        ranges: &[Range<u64>],
+    ) -> Result<Vec<Bytes>, ReadError> {
+        if let [range] = ranges {
+            let bytes = self.get_range(object, range.clone()).await?;
+            return Ok(vec![bytes]);
+        }
+        let key = &object.key;
+        let path = path(key).map_err(|error| ReadError::damaged(key, error.to_string()))?;
+        let read = self.request(self.objects().get_ranges(&path, ranges));
+        let read = match read.await {
+            Ok(read) => read,
+            Err(error) => return Err(self.why_unread(object, &path, error).await),
+        };
+        let wanted = ranges.iter().map(|range| range.end - range.start);
+        match wanted.eq(read.iter().map(|bytes| bytes.len() as u64)) {
+            true => Ok(read),
+            false => Err(ReadError::damaged(key, "it is shorter than it should be")),
+        }
+    }
+
+    /// Some stores refuse a range beyond an object's end without saying where that is.
+    async fn why_unread(&self, object: &ObjectRef, at: &Path, error: RequestError) -> ReadError {
+        match self.request(self.objects().head(at)).await {
+            Ok(found) if found.size != object.len => truncated(object, found.size),
+            _ => error.reading(&object.key),
+        }
+    }
+
     /// Reads a part of an object, and verifies the object's length: its bytes are for the caller to verify.
     pub(crate) async fn get_range(
         &self,
@@ -303,17 +368,12 @@ impl Store {
         let key = &object.key;
         let path = path(key).map_err(|error| ReadError::damaged(key, error.to_string()))?;
         let wanted = range.end - range.start;
-        let truncated = |found| ReadError::Truncated {
-            key: key.clone(),
-            expected: object.len,
-            found,
-        };
         let options = GetOptions::new().with_range(Some(GetRange::Bounded(range)));
         let read = self
             .request(async {
                 let found = self.objects().get_opts(&path, options).await?;
                 if found.meta.size != object.len {
-                    return Ok(Err(truncated(found.meta.size)));
+                    return Ok(Err(truncated(object, found.meta.size)));
                 }
                 found.bytes().await.map(Ok)
             })
@@ -322,12 +382,16 @@ impl Store {
             Ok(Ok(bytes)) if bytes.len() as u64 == wanted => Ok(bytes),
             Ok(Ok(_)) => Err(ReadError::damaged(key, "it changed while it was read")),
             Ok(Err(error)) => Err(error),
-            // Some stores refuse a range beyond the end without saying where that is.
-            Err(error) => match self.request(self.objects().head(&path)).await {
-                Ok(found) if found.size != object.len => Err(truncated(found.size)),
-                _ => Err(error.reading(key)),
-            },
+            Err(error) => Err(self.why_unread(object, &path, error).await),
         }
+    }
+}
+
+fn truncated(object: &ObjectRef, found: u64) -> ReadError {
+    ReadError::Truncated {
+        key: object.key.clone(),
+        expected: object.len,
+        found,
     }
 }
 
@@ -387,6 +451,26 @@ mod tests {
             let requests = requests(offsets, 100).into_iter();
             let ends: Vec<_> = requests.map(|range| (range.start, range.end)).collect();
             assert_eq!(ends, expected, "of blocks at {offsets:?}");
+        }
+    }
+
+    #[test]
+    fn places_of_one_file_are_read_together_and_not_too_many() {
+        let offsets: Vec<u64> = (0..200).map(|number| number * 200_000).collect();
+        let store = Store::open("memory://").unwrap();
+        for (len, places_max, expected) in [
+            (100, 1, vec![1; 200]),
+            (100, 64, vec![64, 64, 64, 8]),
+            (60_000, 100, vec![69, 69, 62]),
+        ] {
+            let image = opened(&store, &offsets, len);
+            let mut fetches = image.fetches(image.pieces().iter());
+            let of = |all: Vec<Vec<Fetch>>| all.iter().map(Vec::len).collect::<Vec<_>>();
+            assert_eq!(of(of_one_file(fetches, places_max)), expected);
+            fetches = image.fetches(image.pieces().iter());
+            fetches[0].segment.key = "another".into();
+            let all = of(of_one_file(fetches, places_max));
+            assert_eq!((all[0], all.iter().sum::<usize>()), (1, 200));
         }
     }
 

@@ -134,6 +134,51 @@ async fn damage_is_found_by_who_reads_it_and_by_nobody_else() {
 }
 
 #[tokio::test]
+async fn blocks_far_apart_are_read_together_and_verified_one_by_one() {
+    let (directory, store) = files();
+    let seeds: Vec<Option<u64>> = (1..=200).map(Some).collect();
+    let whole = image(&seeds);
+    let ranges: Vec<Range<usize>> = (0..200).step_by(3).map(|piece| piece..piece + 1).collect();
+    for store in [&store, &Store::open("memory://").unwrap()] {
+        let opened = open(store, &whole).await;
+        let read = opened.read_scattered(&ranges).await.unwrap();
+        let runs: Vec<PageRun> = read.iter().map(|(run, _)| *run).collect();
+        let wanted: Vec<PageRun> = ranges
+            .iter()
+            .map(|one| opened.pieces()[one.start])
+            .collect();
+        assert_eq!(runs, wanted);
+        for (run, bytes) in read {
+            assert!(bytes == whole.memory[run.memory_range()], "{run:?}");
+        }
+    }
+    let opened = open(&store, &whole).await;
+    let key = keys::segment(JOB, TASK, common::ATTEMPT, CHECKPOINT);
+    let path = file(&directory, &key);
+    let intact = fs::read(&path).unwrap();
+    let mut bytes = intact.clone();
+    // In the block of piece 99, which is wanted, and of piece 100, which is not.
+    for (piece, is_wanted) in [(99, true), (100, false)] {
+        bytes.copy_from_slice(&intact);
+        bytes[intact.len() * piece / 200 + 1000] ^= 1;
+        fs::write(&path, &bytes).unwrap();
+        match opened.read_scattered(&ranges).await {
+            Ok(_) => assert!(!is_wanted, "piece {piece} is damaged"),
+            Err(error) => assert!(
+                is_wanted && matches!(error, ReadError::Damaged { .. }),
+                "{error:?}"
+            ),
+        }
+    }
+    fs::write(&path, &intact[..intact.len() / 2]).unwrap();
+    let error = opened.read_scattered(&ranges).await.unwrap_err();
+    assert!(matches!(error, ReadError::Truncated { .. }), "{error:?}");
+    fs::remove_file(&path).unwrap();
+    let error = opened.read_scattered(&ranges).await.unwrap_err();
+    assert!(matches!(error, ReadError::Missing { .. }), "{error:?}");
+}
+
+#[tokio::test]
 async fn a_copy_is_brought_up_to_date_by_what_changed() {
     let store = Store::open("memory://").unwrap();
     let mut chain = ImageChain::new();

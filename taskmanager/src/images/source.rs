@@ -8,7 +8,6 @@ use std::ops::Range;
 use std::sync::OnceLock;
 
 use bytes::Bytes;
-use futures::{StreamExt, TryStreamExt};
 use tidemill_protocol::control::{Blame, TaskState};
 use tidemill_protocol::image::PageRun;
 use tidemill_runtime::PageSource;
@@ -24,9 +23,6 @@ pub(super) const PIECES_AT_ONCE: usize = 64;
 
 /// How much of a file is read together, give or take [`PIECES_AT_ONCE`].
 const BYTES_AT_ONCE: usize = 32 << 20;
-
-/// Reads of scattered pages that are under way together.
-const READS_MAX: usize = 8;
 
 /// Hears how a task ends whose image cannot be read.
 type OnFailure = Box<dyn Fn(TaskState) + Send + Sync>;
@@ -78,7 +74,7 @@ impl StoredSource {
         self.failed.get().is_some()
     }
 
-    /// Hands over the pieces that have pages of these runs.
+    /// Hands over the pieces that have pages of these runs, from the store.
     ///
     /// # Errors
     /// What cannot be read, for people.
@@ -87,12 +83,10 @@ impl StoredSource {
         wanted: &[PageRun],
         lay: &mut dyn FnMut(PageRun, &[u8]),
     ) -> Result<(), String> {
-        for pieces in wanted_pieces(&self.image, wanted).chunks(READS_MAX * 4) {
-            let reads = pieces.iter().map(|range| self.read_pieces(range.clone()));
-            let reads = futures::stream::iter(reads).buffered(READS_MAX);
-            let read: Result<Vec<_>, ReadError> = self.runtime.block_on(reads.try_collect());
-            let read = read.map_err(|error| self.failed(&error))?;
-            hand_over(read.into_iter().flatten(), lay);
+        let wanted = wanted_pieces(&self.image, wanted);
+        for pieces in together(&wanted, self.image.pieces()) {
+            let read = self.runtime.block_on(self.image.read_scattered(pieces));
+            hand_over(read.map_err(|error| self.failed(&error))?, lay);
         }
         Ok(())
     }
