@@ -215,8 +215,7 @@ impl Job {
                 restore,
                 aligned_checkpoint_timeout_ms: self.record.options.aligned_checkpoint_timeout_ms,
             };
-            self.leaves_remains(&host);
-            self.module_holders.is_told(&host);
+            self.deploys_to(&host);
             self.send(&host, Command::Deploy(deployment));
         }
         if let Some(recovery) = self.history.open(region) {
@@ -233,6 +232,12 @@ impl Job {
                 checkpoint: restore,
             },
         );
+    }
+
+    /// From then on a TaskManager has the module, and what tasks leave behind.
+    fn deploys_to(&mut self, host: &TaskManagerId) {
+        self.leaves_remains(host);
+        self.module_holders.is_told(host);
     }
 
     /// Where others are reached that keep what a task goes back to.
