@@ -306,7 +306,7 @@ impl Performer {
         let modules = Arc::clone(&self.resources.sources.modules);
         self.resources.sources.runtime.spawn(async move {
             if let Err(error) = modules.get(module).await {
-                warn!(%module, "a module was not compiled ahead: {}", error_chain(&error));
+                warn!(%module, "a module was not compiled ahead, and is tried again when a task needs it: {}", error_chain(&error));
             }
         });
     }

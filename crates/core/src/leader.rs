@@ -5,6 +5,7 @@
 
 mod drain;
 mod event;
+mod modules;
 mod routing;
 mod standby;
 mod submission;

@@ -139,17 +139,14 @@ impl Entry {
         }
         let held = match capture {
             None => Held::Nothing,
-            Some(capture) if self.is_too_much => nothing(&room, capture),
+            Some(capture) if self.is_too_much => nothing(&room, capture, discard),
             // It needs nothing of the file there is, and may be too large to be held.
             Some(capture) if whole => {
                 let held = whole_file(&capture, directory, &over, discard);
-                match capture.bytes.capacity() {
-                    0..=ROOM_KEPT_MAX_BYTES => give_back(&room, capture),
-                    _ => discard.discard(capture),
-                }
+                part_with(&room, capture, discard);
                 held
             }
-            Some(capture) if capture.bytes.len() > room_bytes => nothing(&room, capture),
+            Some(capture) if capture.bytes.len() > room_bytes => nothing(&room, capture, discard),
             Some(capture) => Held::Change(Box::new(capture), room),
         };
         self.waiting.push(Waiting {
@@ -263,9 +260,17 @@ impl Entry {
     }
 }
 
-fn nothing(room: &Room, capture: StoredCapture) -> Held {
-    give_back(room, capture);
+fn nothing(room: &Room, capture: StoredCapture, discard: &Discard) -> Held {
+    part_with(room, capture, discard);
     Held::Nothing
+}
+
+/// Lets the task use the buffers again, or has them dropped where they are too large to be kept.
+fn part_with(room: &Room, capture: StoredCapture, discard: &Discard) {
+    match capture.bytes.capacity() {
+        0..=ROOM_KEPT_MAX_BYTES => give_back(room, capture),
+        _ => discard.discard(capture),
+    }
 }
 
 /// Writes the image, unless the attempt ends meanwhile.

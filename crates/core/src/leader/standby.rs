@@ -1,5 +1,4 @@
-//! Which jobs choose keepers for their tasks' images or tell others of their module, and what TaskManagers say that they
-//! keep.
+//! Which jobs choose keepers for their tasks' images, and what TaskManagers say that they keep.
 
 use alloc::collections::BTreeMap;
 use alloc::vec::Vec;
@@ -71,19 +70,6 @@ impl Leader {
             }
             if let Some(job) = self.jobs.get_mut(&id) {
                 job.choose_keepers(&resources, &load);
-            }
-        }
-        self.drain_jobs();
-    }
-
-    /// Has jobs tell TaskManagers of their modules that may not know them.
-    pub(super) fn tell_modules(&mut self) {
-        let wanting = self.jobs.values().filter(|job| job.wants_module_told());
-        let wanting: Vec<JobId> = wanting.map(Job::id).collect();
-        for id in wanting {
-            let resources = self.resources(id);
-            if let Some(job) = self.jobs.get_mut(&id) {
-                job.tell_module(&resources);
             }
         }
         self.drain_jobs();
